@@ -1,0 +1,2 @@
+gptoss_test(base gptoss_base)
+gptoss_test(cli gptoss_base)
