@@ -1,0 +1,1 @@
+gptoss_test(proto gptoss_proto PkgConfig::zmq)
