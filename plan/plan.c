@@ -1,0 +1,523 @@
+#include "plan/plan.h"
+
+#include <assert.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "plan/cut.h"
+#include "plan/size.h"
+
+/*
+ * What is counted where:
+ *   weights      the tensors of the stage's layers; the embedding on the first stage; the output
+ *                matrix (its rows that the stage holds) and norm on the last
+ *   KV           both pools, for the stage's layers of each kind
+ *   activations  lanes (input, output, samples) and the scratch of one step, see activation_bytes()
+ *
+ * Memory: a rank's share is the free memory of its device over the number of ranks on it. Weights in
+ * place (cpu) are pages of the mapped file. Every layer is on one stage, so the file is counted once
+ * for a device; its pages can be dropped and read again, so they never make a plan fail. They do
+ * count when the KV pool is sized: the cache does not push weights out of memory as long as one
+ * sequence fits beside them.
+ */
+
+enum {
+    BLOCK_TOKENS = 16,
+    DEFAULT_CONTEXT = 8192,
+    DEFAULT_SEQUENCES = 16,
+    DEFAULT_STEP_TOKENS = 512,
+    STEP_SAMPLES_MIN = 64, /* replay samples several positions of one row */
+    SEQUENCES_MAX = 1 << 20,
+    STEP_TOKENS_MAX = 1 << 20,
+    SAMPLE_RESULT_BYTES = 288, /* of one sampled token: ids and logits of the top list, sums */
+};
+
+static uint64_t add(uint64_t a, uint64_t b)
+{
+    uint64_t sum;
+    return __builtin_add_overflow(a, b, &sum) ? UINT64_MAX : sum;
+}
+
+static uint64_t multiply(uint64_t a, uint64_t b)
+{
+    uint64_t product;
+    return __builtin_mul_overflow(a, b, &product) ? UINT64_MAX : product;
+}
+
+static uint64_t blocks_of(uint64_t positions)
+{
+    return (positions + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
+}
+
+uint64_t plan_kv_block_bytes(const struct gguf_model *model, enum plan_kv_type kv_type,
+                             uint32_t block_tokens, uint32_t layers)
+{
+    uint64_t element = kv_type == PLAN_KV_F32 ? 4 : 2;
+    uint64_t position = multiply(multiply(model->kv_heads, model->head_dim), 2 * element);
+    return multiply(multiply(position, block_tokens), layers);
+}
+
+/* ── what one stage takes ──────────────────────────────────────────────────────────────────── */
+
+/* One plan in the making: the same for all tries but for context and sequences. */
+struct draft {
+    const struct gguf_model *model;
+    const struct plan_options *options;
+    struct plan *plan;
+    const uint64_t *share; /* [n_stages], bytes; 0: unknown */
+};
+
+static double linear_bytes(const struct gguf_linear *linear)
+{
+    return (double)linear->weight->bytes + (linear->bias ? (double)linear->bias->bytes : 0);
+}
+
+/* Bytes that a layer reads for one token: of the experts only those that are active. */
+static double layer_token_bytes(const struct gguf_model *model, const struct gguf_layer *layer)
+{
+    double experts =
+        linear_bytes(&layer->gate) + linear_bytes(&layer->up) + linear_bytes(&layer->down);
+    return (double)layer->attn_norm->bytes + linear_bytes(&layer->attn_q) +
+           linear_bytes(&layer->attn_k) + linear_bytes(&layer->attn_v) +
+           linear_bytes(&layer->attn_out) + (double)layer->sinks->bytes +
+           (double)layer->ffn_norm->bytes + linear_bytes(&layer->router) +
+           experts * model->active / model->experts;
+}
+
+/* What a stage reads for a token besides its layers. */
+static double extra_token_bytes(const struct gguf_model *model, bool first,
+                                const struct plan_stage *stage)
+{
+    double bytes = first ? (double)model->embedding->row_bytes : 0;
+    if (stage->head_count > 0)
+        bytes += (double)model->output_norm->bytes +
+                 (double)model->output->row_bytes * stage->head_count;
+    return bytes;
+}
+
+static uint64_t weights_bytes(const struct gguf_model *model, bool first,
+                              const struct plan_stage *stage)
+{
+    uint64_t bytes = first ? model->embedding->bytes : 0;
+    for (uint32_t i = 0; i < stage->layer_count; i++)
+        bytes = add(bytes, model->layers[stage->layer_first + i].bytes);
+    if (stage->head_count > 0) {
+        bytes = add(bytes, model->output_norm->bytes);
+        if (!first || model->output != model->embedding)
+            bytes = add(bytes, multiply(model->output->row_bytes, stage->head_count));
+    }
+    return bytes;
+}
+
+/* Lanes: input and output [step_tokens, hidden], and for each sample its token and its result.
+ * Scratch of one step, for each token: residual, normed and summed rows [hidden], q, the attention's
+ * output, k, v, and for each active expert gate, up, their product and a row [hidden]; where the head
+ * is, logits [step_samples, head_count]. All float32. */
+static uint64_t activation_bytes(const struct gguf_model *model, const struct plan *plan,
+                                 const struct plan_stage *stage)
+{
+    uint64_t lane = add(multiply(plan->step_tokens, (uint64_t)model->hidden * 4 * 2),
+                        multiply(plan->step_samples, 4 + SAMPLE_RESULT_BYTES));
+    uint64_t token = 3 * (uint64_t)model->hidden;
+    token = add(token, 2 * (uint64_t)model->heads * model->head_dim);
+    token = add(token, 2 * (uint64_t)model->kv_heads * model->head_dim);
+    token = add(token, (3 * (uint64_t)model->expert_ffn + model->hidden) * model->active);
+    uint64_t scratch = multiply(plan->step_tokens, multiply(token, 4));
+    uint64_t logits = multiply(plan->step_samples, 4 * (uint64_t)stage->head_count);
+    return add(multiply(plan->lanes, lane), add(scratch, logits));
+}
+
+static uint64_t kv_bytes(const struct draft *draft, const struct plan_stage *stage,
+                         uint64_t full_blocks)
+{
+    const struct plan *plan = draft->plan;
+    uint64_t full =
+        plan_kv_block_bytes(draft->model, plan->kv_type, BLOCK_TOKENS, stage->full_layers);
+    uint64_t window =
+        plan_kv_block_bytes(draft->model, plan->kv_type, BLOCK_TOKENS, stage->window_layers);
+    return add(multiply(full, full_blocks), multiply(window, plan->window_blocks));
+}
+
+/* Everything of a stage but kv_bytes and totals, from its range of layers. */
+static void fill_stage(const struct draft *draft, uint32_t s, struct plan_stage *stage)
+{
+    const struct gguf_model *model = draft->model;
+    const struct plan *plan = draft->plan;
+    stage->full_layers = stage->window_layers = 0;
+    stage->token_bytes = 0;
+    /* The head stays whole, on the last stage; all sums take it in any cut. */
+    stage->head_first = 0;
+    stage->head_count = s + 1 == plan->n_stages ? model->vocabulary : 0;
+    for (uint32_t i = 0; i < stage->layer_count; i++) {
+        const struct gguf_layer *layer = &model->layers[stage->layer_first + i];
+        *(layer->sliding ? &stage->window_layers : &stage->full_layers) += 1;
+        stage->token_bytes += layer_token_bytes(model, layer);
+    }
+    stage->token_bytes += extra_token_bytes(model, s == 0, stage);
+    stage->weights_bytes = weights_bytes(model, s == 0, stage);
+    stage->activation_bytes = activation_bytes(model, plan, stage);
+    stage->memory_bytes = draft->share[s];
+}
+
+static bool in_place(const struct draft *draft, uint32_t s)
+{
+    return draft->options->ranks && draft->options->ranks[s].weights_in_place;
+}
+
+/* What must fit, with the smallest pool that is any use: one sequence of `context`. */
+static uint64_t needed_bytes(const struct draft *draft, uint32_t s, const struct plan_stage *stage)
+{
+    uint64_t bytes =
+        add(stage->activation_bytes, kv_bytes(draft, stage, blocks_of(draft->plan->context)));
+    return in_place(draft, s) ? bytes : add(bytes, stage->weights_bytes);
+}
+
+static bool range_fits(const void *arg, uint32_t s, uint32_t first, uint32_t count)
+{
+    const struct draft *draft = arg;
+    if (draft->share[s] == 0)
+        return true;
+    struct plan_stage stage = {.layer_first = first, .layer_count = count};
+    fill_stage(draft, s, &stage);
+    return needed_bytes(draft, s, &stage) <= draft->share[s];
+}
+
+/* ── one try ───────────────────────────────────────────────────────────────────────────────── */
+
+/* Bandwidths as the cut wants them: where one is unknown, the mean of the others. */
+static void fill_bandwidth(const struct plan_options *options, double *bandwidth)
+{
+    double sum = 0;
+    uint32_t known = 0;
+    for (uint32_t s = 0; s < options->n_ranks; s++) {
+        bandwidth[s] = options->ranks ? options->ranks[s].bandwidth : 0;
+        if (bandwidth[s] > 0) {
+            sum += bandwidth[s];
+            known++;
+        }
+    }
+    for (uint32_t s = 0; s < options->n_ranks; s++)
+        if (!(bandwidth[s] > 0))
+            bandwidth[s] = known > 0 ? sum / known : 1;
+}
+
+/* Layers of each stage, computed. 0; 1: no cut fits; -1: out of memory. */
+static int compute_layers(const struct draft *draft, uint32_t *counts)
+{
+    const struct gguf_model *model = draft->model;
+    uint32_t n_stages = draft->plan->n_stages;
+    int status = -1;
+    double *layer_bytes = calloc(model->n_layers, sizeof *layer_bytes);
+    double *extra_bytes = calloc(n_stages, sizeof *extra_bytes);
+    double *bandwidth = calloc(n_stages, sizeof *bandwidth);
+    if (!layer_bytes || !extra_bytes || !bandwidth)
+        goto done;
+    for (uint32_t i = 0; i < model->n_layers; i++)
+        layer_bytes[i] = layer_token_bytes(model, &model->layers[i]);
+    for (uint32_t s = 0; s < n_stages; s++) {
+        struct plan_stage stage = {0};
+        fill_stage(draft, s, &stage);
+        extra_bytes[s] = stage.token_bytes;
+    }
+    fill_bandwidth(draft->options, bandwidth);
+    struct cut cut = {.n_layers = model->n_layers,
+                      .n_stages = n_stages,
+                      .layer_bytes = layer_bytes,
+                      .extra_bytes = extra_bytes,
+                      .bandwidth = bandwidth,
+                      .fits = range_fits,
+                      .arg = draft};
+    status = cut_layers(&cut, counts);
+done:
+    free(bandwidth);
+    free(extra_bytes);
+    free(layer_bytes);
+    return status;
+}
+
+/* Blocks of the full pool: enough for every sequence, or what fits, but one sequence at least. */
+static uint32_t size_full_pool(const struct draft *draft)
+{
+    const struct plan *plan = draft->plan;
+    uint64_t least = blocks_of(plan->context);
+    uint64_t blocks = least * plan->sequences;
+    for (uint32_t s = 0; s < plan->n_stages; s++) {
+        const struct plan_stage *stage = &plan->stages[s];
+        uint64_t block =
+            plan_kv_block_bytes(draft->model, plan->kv_type, BLOCK_TOKENS, stage->full_layers);
+        if (stage->memory_bytes == 0 || block == 0)
+            continue;
+        uint64_t taken =
+            add(add(stage->weights_bytes, stage->activation_bytes), kv_bytes(draft, stage, 0));
+        uint64_t room = stage->memory_bytes > taken ? stage->memory_bytes - taken : 0;
+        if (room / block < blocks)
+            blocks = room / block;
+    }
+    if (blocks < least)
+        blocks = least;
+    return (uint32_t)blocks;
+}
+
+/* Fills the plan for plan->context and plan->sequences. 0; 1: does not fit; -1: out of memory. */
+static int try_plan(const struct draft *draft)
+{
+    struct plan *plan = draft->plan;
+    const struct gguf_model *model = draft->model;
+    int status = -1;
+    uint32_t *counts = calloc(plan->n_stages, sizeof *counts);
+    if (!counts)
+        goto done;
+
+    /* A row has a token at least, so a step has no more rows or samples than tokens. */
+    plan->step_rows = plan->sequences < plan->step_tokens ? plan->sequences : plan->step_tokens;
+    plan->step_samples = plan->step_rows > STEP_SAMPLES_MIN ? plan->step_rows : STEP_SAMPLES_MIN;
+    if (plan->step_samples > plan->step_tokens)
+        plan->step_samples = plan->step_tokens;
+    uint64_t touched = (uint64_t)model->window + plan->step_tokens - 1;
+    if (touched > plan->context)
+        touched = plan->context;
+    plan->window_blocks = (uint32_t)((touched / BLOCK_TOKENS + 2) * plan->sequences);
+
+    if (draft->options->layers)
+        memcpy(counts, draft->options->layers, plan->n_stages * sizeof *counts);
+    else if (compute_layers(draft, counts) < 0)
+        goto done;
+    status = 0;
+    uint32_t first = 0;
+    for (uint32_t s = 0; s < plan->n_stages; s++) {
+        struct plan_stage *stage = &plan->stages[s];
+        stage->layer_first = first;
+        stage->layer_count = counts[s];
+        first += counts[s];
+        fill_stage(draft, s, stage);
+        if (draft->share[s] > 0 && needed_bytes(draft, s, stage) > draft->share[s])
+            status = 1;
+        double bandwidth = draft->options->ranks ? draft->options->ranks[s].bandwidth : 0;
+        stage->token_seconds = bandwidth > 0 ? stage->token_bytes / bandwidth : 0;
+    }
+    plan->full_blocks = size_full_pool(draft);
+    for (uint32_t s = 0; s < plan->n_stages; s++) {
+        struct plan_stage *stage = &plan->stages[s];
+        stage->kv_bytes = kv_bytes(draft, stage, plan->full_blocks);
+        stage->total_bytes =
+            add(add(stage->weights_bytes, stage->kv_bytes), stage->activation_bytes);
+    }
+done:
+    free(counts);
+    return status;
+}
+
+/* ── what would fit ────────────────────────────────────────────────────────────────────────── */
+
+/* The largest number in 1…most for which the plan fits, with *number set to it; 0: none. The number
+ * is plan->context in blocks, or plan->sequences. */
+static uint32_t largest_that_fits(const struct draft *draft, uint32_t *number, uint32_t unit,
+                                  uint32_t most)
+{
+    uint32_t kept = *number, low = 0, high = most;
+    while (low < high) {
+        uint32_t middle = low + (high - low + 1) / 2;
+        *number = middle * unit;
+        if (try_plan(draft) == 0)
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    *number = kept;
+    return low * unit;
+}
+
+static void say_what_would_fit(const struct draft *draft, char *err, size_t err_size)
+{
+    struct plan *plan = draft->plan;
+    uint32_t worst = 0;
+    uint64_t deficit = 0;
+    for (uint32_t s = 0; s < plan->n_stages; s++) {
+        uint64_t needed = needed_bytes(draft, s, &plan->stages[s]);
+        if (draft->share[s] > 0 && needed > draft->share[s] && needed - draft->share[s] > deficit) {
+            deficit = needed - draft->share[s];
+            worst = s;
+        }
+    }
+    uint64_t needed = needed_bytes(draft, worst, &plan->stages[worst]);
+    uint64_t weights = in_place(draft, worst) ? 0 : plan->stages[worst].weights_bytes;
+    uint32_t context =
+        largest_that_fits(draft, &plan->context, BLOCK_TOKENS, plan->context / BLOCK_TOKENS);
+    uint32_t sequences = largest_that_fits(draft, &plan->sequences, 1, plan->sequences - 1);
+
+    char advice[160];
+    if (context > 0 && sequences > 0)
+        snprintf(advice, sizeof advice,
+                 "a context of %" PRIu32 " would fit, or %" PRIu32 " sequences", context,
+                 sequences);
+    else if (context > 0)
+        snprintf(advice, sizeof advice, "a context of %" PRIu32 " would fit", context);
+    else if (sequences > 0)
+        snprintf(advice, sizeof advice, "%" PRIu32 " sequences would fit", sequences);
+    else
+        snprintf(advice, sizeof advice,
+                 "no smaller context fits: start more ranks, or let fewer share a device");
+    char need[SIZE_TEXT], have[SIZE_TEXT], of_weights[SIZE_TEXT];
+    snprintf(err, err_size,
+             "stage %" PRIu32 " of %" PRIu32
+             " does not fit: it needs %s (weights %s, the rest KV for one sequence of %" PRIu32
+             " and activations), and there is %s: %s",
+             worst, plan->n_stages, size_text(need, needed), size_text(of_weights, weights),
+             plan->context, size_text(have, draft->share[worst]), advice);
+}
+
+/* ── create ────────────────────────────────────────────────────────────────────────────────── */
+
+static int check_layers(const struct gguf_model *model, const struct plan_options *options,
+                        char *err, size_t err_size)
+{
+    uint64_t sum = 0;
+    for (uint32_t s = 0; options->layers && s < options->n_ranks; s++) {
+        if (options->layers[s] == 0) {
+            snprintf(err, err_size,
+                     "layers by hand: stage %" PRIu32 " gets 0 layers, and needs one at least", s);
+            return -1;
+        }
+        sum += options->layers[s];
+    }
+    if (options->layers && sum != model->n_layers) {
+        snprintf(err, err_size,
+                 "layers by hand: they add up to %" PRIu64 ", and the model has %" PRIu32, sum,
+                 model->n_layers);
+        return -1;
+    }
+    return 0;
+}
+
+static int check_options(const struct gguf_model *model, const struct plan_options *options,
+                         const struct plan *plan, char *err, size_t err_size)
+{
+    if (options->n_ranks == 0) {
+        snprintf(err, err_size, "a plan for no ranks: start at least one");
+        return -1;
+    }
+    if (options->n_ranks > model->n_layers) {
+        snprintf(err, err_size,
+                 "%" PRIu32 " layers cannot be cut into %" PRIu32 " stages: start at most %" PRIu32
+                 " ranks",
+                 model->n_layers, options->n_ranks, model->n_layers);
+        return -1;
+    }
+    if (model->context > 0 && plan->context > model->context) {
+        snprintf(err, err_size,
+                 "a context of %" PRIu32 " is asked for, and the model was made for %" PRIu32
+                 ": ask for that at most",
+                 plan->context, model->context);
+        return -1;
+    }
+    if (plan->sequences > SEQUENCES_MAX || plan->step_tokens > STEP_TOKENS_MAX) {
+        snprintf(err, err_size,
+                 "%" PRIu32 " sequences and steps of %" PRIu32
+                 " tokens are asked for: at most %d and %d",
+                 plan->sequences, plan->step_tokens, SEQUENCES_MAX, STEP_TOKENS_MAX);
+        return -1;
+    }
+    /* Block numbers are 32 bits wide, in both pools. */
+    uint64_t blocks = blocks_of(plan->context);
+    if (blocks + 2 > UINT32_MAX / plan->sequences) {
+        snprintf(err, err_size,
+                 "%" PRIu32 " sequences of %" PRIu32
+                 " positions are more KV blocks than can be numbered: ask for fewer",
+                 plan->sequences, plan->context);
+        return -1;
+    }
+    if (options->vocabulary_limit > model->vocabulary) {
+        snprintf(err, err_size,
+                 "a vocabulary of %" PRIu32 " tokens, and the model has %" PRIu32 " rows",
+                 options->vocabulary_limit, model->vocabulary);
+        return -1;
+    }
+    return check_layers(model, options, err, err_size);
+}
+
+/* Free memory of each rank's device over the ranks on it. Ranks measure at different moments: the
+ * least of what they saw counts. */
+static void fill_share(const struct plan_options *options, uint64_t *share)
+{
+    for (uint32_t s = 0; options->ranks && s < options->n_ranks; s++) {
+        const struct plan_rank *rank = &options->ranks[s];
+        uint64_t least = rank->memory_free_bytes;
+        uint32_t n_ranks = 1;
+        for (uint32_t t = 0; rank->device_uuid && t < options->n_ranks; t++) {
+            const struct plan_rank *other = &options->ranks[t];
+            if (t == s || !other->device_uuid || strcmp(other->device_uuid, rank->device_uuid))
+                continue;
+            n_ranks++;
+            if (other->memory_free_bytes < least)
+                least = other->memory_free_bytes;
+        }
+        share[s] = least / n_ranks;
+    }
+}
+
+static uint32_t or_default(uint32_t given, uint32_t fallback)
+{
+    return given > 0 ? given : fallback;
+}
+
+int plan_create(struct plan **out, const struct gguf_model *model,
+                const struct plan_options *options, char *err, size_t err_size)
+{
+    *out = NULL;
+    int status = -1;
+    uint64_t *share = NULL;
+    struct plan *plan = calloc(1, sizeof *plan);
+    if (!plan)
+        goto no_memory;
+    uint32_t context = DEFAULT_CONTEXT;
+    if (model->context > 0 && model->context < context)
+        context = model->context;
+    plan->n_stages = options->n_ranks;
+    plan->context = or_default(options->context, context);
+    plan->sequences = or_default(options->sequences, DEFAULT_SEQUENCES);
+    plan->kv_type = options->kv_type;
+    plan->block_tokens = BLOCK_TOKENS;
+    plan->step_tokens = or_default(options->step_tokens, DEFAULT_STEP_TOKENS);
+    plan->vocabulary_limit = or_default(options->vocabulary_limit, model->vocabulary);
+    if (check_options(model, options, plan, err, err_size))
+        goto fail;
+    /* Two for each stage: one that runs and one that waits behind it. */
+    plan->steps_in_flight = 2 * plan->n_stages;
+    plan->lanes = plan->steps_in_flight;
+
+    plan->stages = calloc(plan->n_stages, sizeof *plan->stages);
+    share = calloc(plan->n_stages, sizeof *share);
+    if (!plan->stages || !share)
+        goto no_memory;
+    fill_share(options, share);
+    struct draft draft = {.model = model, .options = options, .plan = plan, .share = share};
+    status = try_plan(&draft);
+    if (status == 1) {
+        say_what_would_fit(&draft, err, err_size);
+        /* The search has filled the plan for other sizes. */
+        if (try_plan(&draft) < 0)
+            status = -1;
+    }
+    if (status < 0)
+        goto no_memory;
+    free(share);
+    *out = plan;
+    return status;
+
+no_memory:
+    snprintf(err, err_size, "out of memory while planning");
+fail:
+    free(share);
+    plan_destroy(plan);
+    return -1;
+}
+
+void plan_destroy(struct plan *plan)
+{
+    if (!plan)
+        return;
+    free(plan->stages);
+    free(plan);
+}

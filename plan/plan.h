@@ -1,0 +1,86 @@
+/*
+ * plan: which layers run where, and what that takes. Pure: numbers in, numbers and text out.
+ *
+ *     struct plan *plan;
+ *     if (plan_create(&plan, model, &options, err, n)) … err says why it cannot be …
+ *     plan->stages[s].layer_first …
+ *     fputs(plan_table(plan, …), stdout)
+ *
+ * Layers are cut into consecutive ranges so that the slowest stage is as fast as can be: each stage's
+ * cost is the bytes it reads for a token (its layers' active weights, its rows of the head) over its
+ * rank's bandwidth. Ranks that share a device share its memory.
+ */
+#ifndef GPTOSS_PLAN_H
+#define GPTOSS_PLAN_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "gguf/gguf.h"
+
+enum plan_kv_type { PLAN_KV_F32, PLAN_KV_F16, PLAN_KV_BF16 };
+
+struct plan_rank {
+    const char *host;           /* lent while the plan lives; NULL: unknown */
+    const char *device;         /* lent */
+    const char *device_uuid;    /* ranks with one uuid share memory; NULL: its own */
+    uint64_t memory_free_bytes; /* 0: unknown, never refused */
+    double bandwidth;           /* bytes a second; 0: unknown, taken as equal */
+    bool
+        weights_in_place; /* weights stay in the mapped file (cpu): they need no memory of their own */
+};
+
+struct plan_options {
+    uint32_t n_ranks;
+    const struct plan_rank *ranks; /* [n_ranks]; NULL: unknown ranks */
+    const uint32_t *layers;        /* [n_ranks], given by hand; NULL: computed */
+    uint32_t context;              /* positions of a sequence; 0: min(the model's, 8192) */
+    uint32_t sequences;            /* at a time; 0: 16 */
+    enum plan_kv_type kv_type;
+    uint32_t step_tokens;      /* 0: 512 */
+    uint32_t vocabulary_limit; /* 0: the model's rows */
+};
+
+struct plan_stage {
+    uint32_t layer_first, layer_count;
+    uint32_t full_layers, window_layers;
+    uint32_t head_first, head_count;
+    uint64_t weights_bytes;
+    uint64_t kv_bytes;
+    uint64_t activation_bytes;
+    uint64_t total_bytes;
+    uint64_t memory_bytes; /* its share of the device's free memory; 0: unknown */
+    double token_bytes;    /* read for one token at batch 1, without KV */
+    double token_seconds;  /* expected; 0: bandwidth unknown */
+};
+
+struct plan {
+    uint32_t n_stages;
+    struct plan_stage *stages; /* [n_stages] */
+    uint32_t context, sequences;
+    enum plan_kv_type kv_type;
+    uint32_t block_tokens;
+    uint32_t full_blocks;   /* pool sizes, the same on every stage; may be fewer than */
+    uint32_t window_blocks; /* sequences · context needs: then sequences wait for blocks */
+    uint32_t step_tokens, step_rows, step_samples;
+    uint32_t steps_in_flight;
+    uint32_t lanes; /* of each stage: steps_in_flight */
+    uint32_t vocabulary_limit;
+};
+
+/* 0; -1: cannot be (more stages than layers, layers that do not add up, …); 1: does not fit, *out is
+ * the plan all the same, for its table, and err says what would fit. */
+int plan_create(struct plan **out, const struct gguf_model *model,
+                const struct plan_options *options, char *err, size_t err_size);
+void plan_destroy(struct plan *plan); /* NULL is fine */
+
+/* Bytes of the KV cache of one block, all layers of the stage's kind together: the formula that
+ * kernels_stage_footprint() uses too (a test holds them equal). */
+uint64_t plan_kv_block_bytes(const struct gguf_model *model, enum plan_kv_type kv_type,
+                             uint32_t block_tokens, uint32_t layers);
+
+/* The table for people, in memory that the caller frees. */
+char *plan_table(const struct plan *plan, const struct plan_rank *ranks);
+
+#endif

@@ -1,0 +1,1 @@
+gptoss_test(plan gptoss_plan)

@@ -1,0 +1,546 @@
+#include "tests/test.h"
+
+#include "plan/cut.h"
+#include "plan/plan.h"
+
+/* ── a model of sizes alone ────────────────────────────────────────────────────────────────── */
+
+enum { LAYERS_MAX = 40 };
+
+struct fake {
+    struct gguf_model model;
+    struct gguf_layer layers[LAYERS_MAX];
+    struct gguf_tensor norm, small, q, kv, out, router, experts, experts_bias, table, output;
+    struct plan_rank ranks[LAYERS_MAX + 1];
+};
+
+static struct gguf_tensor tensor(uint64_t rows, uint64_t row_bytes)
+{
+    return (struct gguf_tensor){.row_bytes = row_bytes, .bytes = rows * row_bytes};
+}
+
+/* gpt-oss-20b's sizes: MXFP4 experts, Q8_0 elsewhere. */
+static void make_20b(struct fake *fake)
+{
+    memset(fake, 0, sizeof *fake);
+    fake->norm = tensor(1, 11520);
+    fake->small = tensor(1, 256);
+    fake->q = tensor(4096, 3060);
+    fake->kv = tensor(512, 3060);
+    fake->out = tensor(2880, 4352);
+    fake->router = tensor(32, 11520);
+    fake->experts = tensor((uint64_t)32 * 2880, 1530);
+    fake->experts_bias = tensor(32, 11520);
+    fake->table = tensor(201088, 3060);
+    fake->output = tensor(201088, 3060);
+    fake->model = (struct gguf_model){.n_layers = 24,
+                                      .hidden = 2880,
+                                      .heads = 64,
+                                      .kv_heads = 8,
+                                      .head_dim = 64,
+                                      .experts = 32,
+                                      .active = 4,
+                                      .expert_ffn = 2880,
+                                      .vocabulary = 201088,
+                                      .window = 128,
+                                      .context = 131072,
+                                      .embedding = &fake->table,
+                                      .output_norm = &fake->norm,
+                                      .output = &fake->output,
+                                      .layers = fake->layers};
+    for (uint32_t i = 0; i < LAYERS_MAX; i++) {
+        struct gguf_layer *layer = &fake->layers[i];
+        layer->attn_norm = layer->ffn_norm = &fake->norm;
+        layer->attn_q = (struct gguf_linear){&fake->q, &fake->small};
+        layer->attn_k = layer->attn_v = (struct gguf_linear){&fake->kv, &fake->small};
+        layer->attn_out = (struct gguf_linear){&fake->out, &fake->small};
+        layer->sinks = &fake->small;
+        layer->router = (struct gguf_linear){&fake->router, &fake->small};
+        layer->gate = layer->up = layer->down =
+            (struct gguf_linear){&fake->experts, &fake->experts_bias};
+        layer->bytes = fake->norm.bytes * 2 + fake->small.bytes * 6 + fake->q.bytes +
+                       2 * fake->kv.bytes + fake->out.bytes + fake->router.bytes +
+                       3 * (fake->experts.bytes + fake->experts_bias.bytes);
+        layer->sliding = i % 2 == 0;
+    }
+}
+
+static void give_memory(struct fake *fake, uint32_t n_ranks, double gib)
+{
+    for (uint32_t r = 0; r < n_ranks; r++)
+        fake->ranks[r] = (struct plan_rank){.host = "node",
+                                            .device = "H100",
+                                            .memory_free_bytes = (uint64_t)(gib * 0x1p30),
+                                            .bandwidth = 2e12};
+}
+
+static char err[512];
+
+static struct plan *plan_of(const struct fake *fake, struct plan_options options, int want)
+{
+    struct plan *plan = NULL;
+    err[0] = 0;
+    int got = plan_create(&plan, &fake->model, &options, err, sizeof err);
+    if (got != want)
+        fail_msg("plan_create returned %d, want %d: %s", got, want, err);
+    assert_true((plan != NULL) == (want >= 0));
+    assert_true((err[0] != 0) == (want != 0));
+    return plan;
+}
+
+/* ── layers ────────────────────────────────────────────────────────────────────────────────── */
+
+static void ranges_cover_the_model_in_order(void **state)
+{
+    (void)state;
+    struct fake fake;
+    make_20b(&fake);
+    for (uint32_t n = 1; n <= 24; n++) {
+        struct plan *plan = plan_of(&fake, (struct plan_options){.n_ranks = n}, 0);
+        uint32_t next = 0;
+        for (uint32_t s = 0; s < n; s++) {
+            const struct plan_stage *stage = &plan->stages[s];
+            assert_int_equal(stage->layer_first, next);
+            assert_true(stage->layer_count >= 1);
+            assert_int_equal(stage->full_layers + stage->window_layers, stage->layer_count);
+            assert_int_equal(stage->head_count, s + 1 == n ? 201088 : 0);
+            next += stage->layer_count;
+        }
+        assert_int_equal(next, 24);
+        plan_destroy(plan);
+    }
+}
+
+static void the_head_costs_the_last_stage_layers(void **state)
+{
+    (void)state;
+    struct fake fake;
+    make_20b(&fake);
+    struct plan *plan = plan_of(&fake, (struct plan_options){.n_ranks = 2}, 0);
+    /* The head reads as much as 7.5 layers: 31.5 / 2 = 15.75 each. */
+    assert_int_equal(plan->stages[0].layer_count, 16);
+    assert_int_equal(plan->stages[1].layer_count, 8);
+    plan_destroy(plan);
+    plan = plan_of(&fake, (struct plan_options){.n_ranks = 4}, 0);
+    assert_int_equal(plan->stages[3].layer_count, 1);
+    for (int s = 0; s < 3; s++)
+        assert_true(plan->stages[s].layer_count == 7 || plan->stages[s].layer_count == 8);
+    plan_destroy(plan);
+}
+
+static void a_faster_rank_gets_more_layers(void **state)
+{
+    (void)state;
+    struct fake fake;
+    make_20b(&fake);
+    give_memory(&fake, 2, 80);
+    fake.ranks[1].bandwidth = 6e12;
+    struct plan *plan = plan_of(&fake, (struct plan_options){.n_ranks = 2, .ranks = fake.ranks}, 0);
+    assert_int_equal(plan->stages[0].layer_count, 8);
+    assert_int_equal(plan->stages[1].layer_count, 16);
+    assert_true(plan->stages[1].token_seconds > 0);
+    plan_destroy(plan);
+}
+
+static void memory_moves_layers_to_where_they_fit(void **state)
+{
+    (void)state;
+    struct fake fake;
+    make_20b(&fake);
+    give_memory(&fake, 2, 80);
+    fake.ranks[0].memory_free_bytes = (uint64_t)4 << 30;
+    struct plan *plan = plan_of(&fake, (struct plan_options){.n_ranks = 2, .ranks = fake.ranks}, 0);
+    assert_true(plan->stages[0].layer_count < 8);
+    assert_true(plan->stages[0].total_bytes <= (uint64_t)4 << 30);
+    plan_destroy(plan);
+}
+
+static void layers_by_hand_are_taken_as_they_are(void **state)
+{
+    (void)state;
+    struct fake fake;
+    make_20b(&fake);
+    uint32_t layers[] = {10, 1, 13};
+    struct plan *plan = plan_of(&fake, (struct plan_options){.n_ranks = 3, .layers = layers}, 0);
+    for (int s = 0; s < 3; s++)
+        assert_int_equal(plan->stages[s].layer_count, layers[s]);
+    assert_int_equal(plan->stages[2].layer_first, 11);
+    assert_int_equal(plan->stages[1].window_layers, 1);
+    plan_destroy(plan);
+}
+
+static void refuses_layers_that_do_not_add_up(void **state)
+{
+    (void)state;
+    struct fake fake;
+    make_20b(&fake);
+    plan_of(&fake, (struct plan_options){.n_ranks = 2, .layers = (uint32_t[]){12, 11}}, -1);
+    assert_non_null(strstr(err, "add up to 23"));
+    plan_of(&fake, (struct plan_options){.n_ranks = 2, .layers = (uint32_t[]){24, 0}}, -1);
+    assert_non_null(strstr(err, "stage 1 gets 0 layers"));
+    plan_of(&fake, (struct plan_options){.n_ranks = 2, .layers = (uint32_t[]){UINT32_MAX, 25}}, -1);
+}
+
+static void refuses_more_stages_than_layers(void **state)
+{
+    (void)state;
+    struct fake fake;
+    make_20b(&fake);
+    plan_of(&fake, (struct plan_options){.n_ranks = 30}, -1);
+    assert_string_equal(err, "24 layers cannot be cut into 30 stages: start at most 24 ranks");
+    plan_of(&fake, (struct plan_options){.n_ranks = 0}, -1);
+}
+
+/* ── the cut itself, against every cut there is ────────────────────────────────────────────── */
+
+struct brute {
+    const struct cut *cut;
+    double best; /* slowest stage of the best cut */
+};
+
+static bool small_enough(const void *arg, uint32_t stage, uint32_t first, uint32_t count)
+{
+    const uint32_t *most = arg;
+    (void)first;
+    return count <= most[stage];
+}
+
+static void try_all(struct brute *brute, uint32_t stage, uint32_t first, double slowest)
+{
+    const struct cut *cut = brute->cut;
+    if (stage == cut->n_stages) {
+        if (first == cut->n_layers && slowest < brute->best)
+            brute->best = slowest;
+        return;
+    }
+    double sum = cut->extra_bytes[stage];
+    for (uint32_t count = 1; first + count <= cut->n_layers; count++) {
+        sum += cut->layer_bytes[first + count - 1];
+        if (cut->fits(cut->arg, stage, first, count))
+            try_all(brute, stage + 1, first + count, fmax(slowest, sum / cut->bandwidth[stage]));
+    }
+}
+
+static void the_cut_is_the_best_of_all_cuts(void **state)
+{
+    (void)state;
+    uint64_t random = 7;
+    unsigned impossible = 0;
+    for (int round = 0; round < 2000; round++) {
+        double layer_bytes[9], extra_bytes[5], bandwidth[5];
+        uint32_t most[5], counts[5] = {0};
+        uint32_t n_layers = 1 + test_random(&random) % 9;
+        uint32_t n_stages = 1 + test_random(&random) % (n_layers < 5 ? n_layers : 5);
+        for (uint32_t i = 0; i < n_layers; i++)
+            layer_bytes[i] = 1 + (double)(test_random(&random) % 20);
+        for (uint32_t s = 0; s < n_stages; s++) {
+            extra_bytes[s] = (double)(test_random(&random) % 30);
+            bandwidth[s] = 1 + (double)(test_random(&random) % 4);
+            most[s] = 1 + test_random(&random) % 9;
+        }
+        struct cut cut = {n_layers,  n_stages,     layer_bytes, extra_bytes,
+                          bandwidth, small_enough, most};
+        struct brute brute = {&cut, INFINITY};
+        try_all(&brute, 0, 0, 0);
+        int status = cut_layers(&cut, counts);
+        assert_int_equal(status, isinf(brute.best) ? 1 : 0);
+        impossible += status;
+
+        uint32_t next = 0;
+        double slowest = 0;
+        for (uint32_t s = 0; s < n_stages; s++) {
+            double sum = extra_bytes[s];
+            assert_true(counts[s] >= 1);
+            if (status == 0)
+                assert_true(counts[s] <= most[s]);
+            for (uint32_t i = 0; i < counts[s]; i++)
+                sum += layer_bytes[next++];
+            slowest = fmax(slowest, sum / bandwidth[s]);
+        }
+        assert_int_equal(next, n_layers);
+        if (status == 0)
+            assert_true(fabs(slowest - brute.best) < 1e-9);
+    }
+    assert_true(impossible > 20 && impossible < 1500);
+}
+
+/* ── memory ────────────────────────────────────────────────────────────────────────────────── */
+
+static void weights_add_up_to_the_file(void **state)
+{
+    (void)state;
+    struct fake fake;
+    make_20b(&fake);
+    struct plan *plan = plan_of(&fake, (struct plan_options){.n_ranks = 5}, 0);
+    uint64_t sum = 0, all = fake.table.bytes + fake.output.bytes + fake.norm.bytes;
+    for (int s = 0; s < 5; s++) {
+        const struct plan_stage *stage = &plan->stages[s];
+        sum += stage->weights_bytes;
+        assert_int_equal(stage->total_bytes,
+                         stage->weights_bytes + stage->kv_bytes + stage->activation_bytes);
+    }
+    for (uint32_t i = 0; i < 24; i++)
+        all += fake.layers[i].bytes;
+    assert_int_equal(sum, all);
+    plan_destroy(plan);
+}
+
+static void a_tied_embedding_is_counted_once_on_one_stage(void **state)
+{
+    (void)state;
+    struct fake fake;
+    make_20b(&fake);
+    struct plan *apart = plan_of(&fake, (struct plan_options){.n_ranks = 1}, 0);
+    fake.model.output = &fake.table;
+    struct plan *tied = plan_of(&fake, (struct plan_options){.n_ranks = 1}, 0);
+    assert_int_equal(apart->stages[0].weights_bytes - tied->stages[0].weights_bytes,
+                     fake.output.bytes);
+    plan_destroy(apart);
+    plan_destroy(tied);
+}
+
+static void the_pools_hold_every_sequence(void **state)
+{
+    (void)state;
+    struct fake fake;
+    make_20b(&fake);
+    struct plan *plan =
+        plan_of(&fake, (struct plan_options){.n_ranks = 2, .context = 8001, .sequences = 12}, 0);
+    assert_int_equal(plan->full_blocks, 12 * 501);
+    /* 127 + 512 positions, touched at any offset within a block. */
+    assert_int_equal(plan->window_blocks, 12 * (639 / 16 + 2));
+    for (int s = 0; s < 2; s++) {
+        const struct plan_stage *stage = &plan->stages[s];
+        uint64_t position = 2 * 4 * 8 * 64;
+        assert_int_equal(stage->kv_bytes,
+                         position * 16 *
+                             ((uint64_t)stage->full_layers * plan->full_blocks +
+                              (uint64_t)stage->window_layers * plan->window_blocks));
+    }
+    plan_destroy(plan);
+}
+
+static void kv_of_16_bits_takes_half(void **state)
+{
+    (void)state;
+    struct fake fake;
+    make_20b(&fake);
+    uint64_t wide = plan_kv_block_bytes(&fake.model, PLAN_KV_F32, 16, 3);
+    assert_int_equal(wide, 2 * 4 * 8 * 64 * 16 * 3);
+    assert_int_equal(plan_kv_block_bytes(&fake.model, PLAN_KV_F16, 16, 3), wide / 2);
+    assert_int_equal(plan_kv_block_bytes(&fake.model, PLAN_KV_BF16, 16, 3), wide / 2);
+    fake.model.kv_heads = fake.model.head_dim = UINT32_MAX;
+    assert_true(plan_kv_block_bytes(&fake.model, PLAN_KV_F32, 16, 3) == UINT64_MAX);
+}
+
+static void the_kv_pool_shrinks_to_what_is_left(void **state)
+{
+    (void)state;
+    struct fake fake;
+    make_20b(&fake);
+    give_memory(&fake, 1, 14);
+    struct plan_options options = {
+        .n_ranks = 1, .ranks = fake.ranks, .context = 8192, .sequences = 16};
+    struct plan *plan = plan_of(&fake, options, 0);
+    assert_true(plan->full_blocks >= 512);
+    assert_true(plan->full_blocks < 512 * 16);
+    assert_true(plan->stages[0].total_bytes <= plan->stages[0].memory_bytes);
+    /* Not one block more would have fitted. */
+    assert_true(plan->stages[0].total_bytes +
+                    plan_kv_block_bytes(&fake.model, PLAN_KV_F32, 16, 12) >
+                plan->stages[0].memory_bytes);
+    plan_destroy(plan);
+}
+
+static void says_which_context_and_how_many_sequences_would_fit(void **state)
+{
+    (void)state;
+    struct fake fake;
+    make_20b(&fake);
+    give_memory(&fake, 1, 14);
+    struct plan_options options = {
+        .n_ranks = 1, .ranks = fake.ranks, .context = 131072, .sequences = 16};
+    plan_destroy(plan_of(&fake, options, 1));
+    unsigned context = 0;
+    const char *at = strstr(err, "a context of ");
+    assert_non_null(at);
+    assert_int_equal(sscanf(at, "a context of %u would fit", &context), 1);
+    options.context = context;
+    plan_destroy(plan_of(&fake, options, 0));
+    options.context = context + 16;
+    plan_destroy(plan_of(&fake, options, 1));
+
+    options.context = 16384;
+    options.sequences = 10000;
+    plan_destroy(plan_of(&fake, options, 1));
+    unsigned sequences = 0;
+    at = strstr(err, " sequences");
+    assert_non_null(at);
+    while (at > err && at[-1] >= '0' && at[-1] <= '9')
+        at--;
+    assert_int_equal(sscanf(at, "%u sequences", &sequences), 1);
+    assert_true(sequences > 0);
+    options.sequences = sequences;
+    plan_destroy(plan_of(&fake, options, 0));
+    options.sequences = sequences + 1;
+    plan_destroy(plan_of(&fake, options, 1));
+}
+
+static void a_model_that_is_too_large_still_gets_a_plan_to_show(void **state)
+{
+    (void)state;
+    struct fake fake;
+    make_20b(&fake);
+    give_memory(&fake, 2, 3);
+    struct plan *plan = plan_of(&fake, (struct plan_options){.n_ranks = 2, .ranks = fake.ranks}, 1);
+    assert_non_null(strstr(err, "start more ranks"));
+    assert_int_equal(plan->context, 8192);
+    assert_int_equal(plan->sequences, 16);
+    assert_int_equal(plan->stages[0].layer_count + plan->stages[1].layer_count, 24);
+    char *table = plan_table(plan, fake.ranks);
+    assert_non_null(strstr(table, "H100"));
+    free(table);
+    plan_destroy(plan);
+}
+
+static void ranks_on_one_device_share_its_memory(void **state)
+{
+    (void)state;
+    struct fake fake;
+    make_20b(&fake);
+    give_memory(&fake, 3, 80);
+    fake.ranks[0].device_uuid = fake.ranks[2].device_uuid = "GPU-1";
+    fake.ranks[1].device_uuid = "GPU-2";
+    fake.ranks[2].memory_free_bytes = (uint64_t)40 << 30;
+    struct plan *plan = plan_of(&fake, (struct plan_options){.n_ranks = 3, .ranks = fake.ranks}, 0);
+    assert_int_equal(plan->stages[0].memory_bytes, (uint64_t)20 << 30);
+    assert_int_equal(plan->stages[1].memory_bytes, (uint64_t)80 << 30);
+    assert_int_equal(plan->stages[2].memory_bytes, (uint64_t)20 << 30);
+    plan_destroy(plan);
+}
+
+static void weights_in_place_are_never_refused(void **state)
+{
+    (void)state;
+    struct fake fake;
+    make_20b(&fake);
+    give_memory(&fake, 1, 4);
+    struct plan_options options = {.n_ranks = 1, .ranks = fake.ranks};
+    plan_destroy(plan_of(&fake, options, 1));
+    fake.ranks[0].weights_in_place = true;
+    struct plan *plan = plan_of(&fake, options, 0);
+    assert_int_equal(plan->full_blocks, 512); /* one sequence: the rest is left to the weights */
+    char *table = plan_table(plan, fake.ranks);
+    assert_non_null(strstr(table, "wait for the disk"));
+    free(table);
+    plan_destroy(plan);
+}
+
+static void unknown_memory_is_never_refused(void **state)
+{
+    (void)state;
+    struct fake fake;
+    make_20b(&fake);
+    struct plan_options options = {.n_ranks = 2, .context = 131072, .sequences = 1000};
+    plan_destroy(plan_of(&fake, options, 0));
+}
+
+/* ── bounds and defaults ───────────────────────────────────────────────────────────────────── */
+
+static void zeros_are_defaults(void **state)
+{
+    (void)state;
+    struct fake fake;
+    make_20b(&fake);
+    struct plan *plan = plan_of(&fake, (struct plan_options){.n_ranks = 3}, 0);
+    assert_int_equal(plan->context, 8192);
+    assert_int_equal(plan->sequences, 16);
+    assert_int_equal(plan->block_tokens, 16);
+    assert_int_equal(plan->step_tokens, 512);
+    assert_int_equal(plan->step_rows, 16);
+    assert_int_equal(plan->step_samples, 64);
+    assert_int_equal(plan->steps_in_flight, 6);
+    assert_int_equal(plan->lanes, 6);
+    assert_int_equal(plan->vocabulary_limit, 201088);
+    plan_destroy(plan);
+    fake.model.context = 100;
+    plan = plan_of(&fake, (struct plan_options){.n_ranks = 1, .step_tokens = 8}, 0);
+    assert_int_equal(plan->context, 100);
+    assert_int_equal(plan->step_rows, 8);
+    assert_int_equal(plan->step_samples, 8);
+    assert_int_equal(plan->full_blocks, 7 * 16);
+    plan_destroy(plan);
+}
+
+static void refuses_sizes_beyond_its_bounds(void **state)
+{
+    (void)state;
+    struct fake fake;
+    make_20b(&fake);
+    plan_of(&fake, (struct plan_options){.n_ranks = 1, .context = 131073}, -1);
+    plan_of(&fake, (struct plan_options){.n_ranks = 1, .sequences = UINT32_MAX}, -1);
+    plan_of(&fake, (struct plan_options){.n_ranks = 1, .step_tokens = UINT32_MAX}, -1);
+    plan_of(&fake, (struct plan_options){.n_ranks = 1, .vocabulary_limit = 201089}, -1);
+    fake.model.context = UINT32_MAX;
+    plan_of(&fake, (struct plan_options){.n_ranks = 1, .context = UINT32_MAX, .sequences = 1 << 20},
+            -1);
+}
+
+static void the_table_has_a_row_a_rank_and_says_the_capacity(void **state)
+{
+    (void)state;
+    struct fake fake;
+    make_20b(&fake);
+    give_memory(&fake, 2, 80);
+    struct plan *plan = plan_of(&fake, (struct plan_options){.n_ranks = 2, .ranks = fake.ranks}, 0);
+    char *table = plan_table(plan, fake.ranks);
+    assert_non_null(table);
+    unsigned lines = 0;
+    size_t width = 0;
+    for (const char *line = table; *line; line = strchr(line, '\n') + 1) {
+        size_t length = (size_t)(strchr(line, '\n') - line);
+        if (lines == 0)
+            width = length;
+        else if (lines < 4)
+            assert_int_equal(length, width); /* columns line up */
+        lines++;
+    }
+    assert_int_equal(lines, 1 + 2 + 1 + 2);
+    assert_non_null(strstr(table, "0-15"));
+    assert_non_null(strstr(table, "16-23"));
+    assert_non_null(strstr(table, "KV for 131072 positions: 16 sequences of 8192.\n"));
+    free(table);
+    table = plan_table(plan, NULL);
+    assert_null(strstr(table, "H100"));
+    free(table);
+    plan_destroy(plan);
+    plan_destroy(NULL);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(ranges_cover_the_model_in_order),
+        cmocka_unit_test(the_head_costs_the_last_stage_layers),
+        cmocka_unit_test(a_faster_rank_gets_more_layers),
+        cmocka_unit_test(memory_moves_layers_to_where_they_fit),
+        cmocka_unit_test(layers_by_hand_are_taken_as_they_are),
+        cmocka_unit_test(refuses_layers_that_do_not_add_up),
+        cmocka_unit_test(refuses_more_stages_than_layers),
+        cmocka_unit_test(the_cut_is_the_best_of_all_cuts),
+        cmocka_unit_test(weights_add_up_to_the_file),
+        cmocka_unit_test(a_tied_embedding_is_counted_once_on_one_stage),
+        cmocka_unit_test(the_pools_hold_every_sequence),
+        cmocka_unit_test(kv_of_16_bits_takes_half),
+        cmocka_unit_test(the_kv_pool_shrinks_to_what_is_left),
+        cmocka_unit_test(says_which_context_and_how_many_sequences_would_fit),
+        cmocka_unit_test(a_model_that_is_too_large_still_gets_a_plan_to_show),
+        cmocka_unit_test(ranks_on_one_device_share_its_memory),
+        cmocka_unit_test(weights_in_place_are_never_refused),
+        cmocka_unit_test(unknown_memory_is_never_refused),
+        cmocka_unit_test(zeros_are_defaults),
+        cmocka_unit_test(refuses_sizes_beyond_its_bounds),
+        cmocka_unit_test(the_table_has_a_row_a_rank_and_says_the_capacity),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
