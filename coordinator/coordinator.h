@@ -1,0 +1,107 @@
+/*
+ * coordinator: everything that is about people and text, as a pure function of (message, time).
+ *
+ * A `struct coordinator` holds the requests, the world of ranks, the schedule and the KV block tables.
+ * It is told what arrived and what time it is, and hands out what is to be sent; sockets, clocks,
+ * files and child processes stand outside (loop.c, main.c), so tests, simulators and fuzzers drive it
+ * without them, in virtual time.
+ *
+ *     coordinator_receive(c, COORDINATOR_CLIENTS, peer, peer_size, bytes, size, now_us);
+ *     coordinator_tick(c, now_us);
+ *     while (coordinator_take(c, &event))
+ *         … send it, log it …
+ *     … wait for messages, at most until coordinator_next(c, now_us) …
+ *
+ * The state of a request is its prompt, the tokens sampled, its seed and its options; everything else
+ * (KV, text, channels, stop strings) is a function of these. So a sequence may lose its KV at any time,
+ * to another sequence or with a rank, and goes on later with the same tokens.
+ */
+#ifndef GPTOSS_COORDINATOR_COORDINATOR_H
+#define GPTOSS_COORDINATOR_COORDINATOR_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "gguf/gguf.h"
+#include "plan/plan.h"
+
+struct coordinator;
+
+struct coordinator_options {
+    const struct gguf_model *model; /* lent */
+    const char *model_path;         /* absolute, as the ranks will open it; lent */
+    const char *device;             /* told to the ranks; NULL: auto; lent */
+    uint32_t threads;               /* told to the ranks; 0: they choose */
+    uint32_t context;               /* positions of a sequence; 0: the plan's default */
+    uint32_t sequences;             /* at a time; 0: the plan's default */
+    uint32_t step_tokens;           /* of a step; 0: 512, or 128 where all ranks are CPUs */
+    enum plan_kv_type kv_type;
+    const uint32_t
+        *layers; /* [n_layers_given] layers of each rank, by hand; NULL: computed; lent */
+    uint32_t n_layers_given;
+    uint32_t max_queue;        /* requests that wait; 0: 512 */
+    uint64_t step_deadline_us; /* 0: 300 s */
+    uint64_t silence_us;       /* a rank that says nothing for so long is lost; 0: 15 s */
+    uint64_t seed;             /* of the seeds chosen for requests that name none */
+    uint64_t epoch;            /* the last epoch that was used; the first world gets one more */
+};
+
+/* 0, or -1 with *out NULL: the vocabulary is unusable, the options contradict the model. */
+int coordinator_create(struct coordinator **out, const struct coordinator_options *options,
+                       char *err, size_t err_size);
+void coordinator_destroy(struct coordinator *c); /* NULL is fine */
+
+enum coordinator_side { COORDINATOR_CLIENTS, COORDINATOR_RANKS };
+
+/* A frame arrived. bytes NULL: it was no single frame. Anything at all may be in it. */
+void coordinator_receive(struct coordinator *c, enum coordinator_side side, const void *peer,
+                         size_t peer_size, const void *bytes, size_t size, uint64_t now_us);
+/* A message could not be delivered: its receiver is gone, or does not read. */
+void coordinator_gone(struct coordinator *c, enum coordinator_side side, const void *peer,
+                      size_t peer_size, uint64_t now_us);
+/* Time passed: deadlines, heartbeats, tokenising, forming steps. Call it after each batch of
+ * messages and no later than coordinator_next says. */
+void coordinator_tick(struct coordinator *c, uint64_t now_us);
+uint64_t coordinator_next(const struct coordinator *c, uint64_t now_us);
+
+enum coordinator_event_kind {
+    COORDINATOR_SEND,       /* bytes to peer on side */
+    COORDINATOR_LOG,        /* text at level (enum log_level) */
+    COORDINATOR_SERVING,    /* the world of ranks is ready; text is the table of the plan */
+    COORDINATOR_LOST,       /* the world of ranks is gone; text says why */
+    COORDINATOR_IMPOSSIBLE, /* no world of this size can run the model here; code is an exit code */
+};
+
+struct coordinator_event {
+    enum coordinator_event_kind kind;
+    enum coordinator_side side;
+    const void *peer;
+    size_t peer_size;
+    const void *bytes; /* or the text, terminated */
+    size_t size;
+    int level, code;
+};
+/* The next event in order; what it points to is valid until the next call with `c`. */
+bool coordinator_take(struct coordinator *c, struct coordinator_event *event);
+
+/* Drain: refuse new requests, finish those that are there. Stop: end those too, and tell the ranks to
+ * leave. */
+void coordinator_drain(struct coordinator *c, uint64_t now_us);
+void coordinator_stop(struct coordinator *c, const char *reason, uint64_t now_us);
+/* The ranks' process ended: what it held is lost. */
+void coordinator_world_ended(struct coordinator *c, const char *reason, uint64_t now_us);
+
+struct coordinator_counts {
+    uint32_t running, waiting; /* requests */
+    uint32_t lingering;        /* finished or without a client, kept for Resume */
+    uint32_t steps_in_flight;
+    uint32_t full_blocks_used, window_blocks_used;
+    uint64_t finished, refused;
+    uint64_t sampled_tokens, prompt_tokens;
+    uint64_t steps;
+    uint64_t preemptions;
+};
+void coordinator_counts(const struct coordinator *c, struct coordinator_counts *counts);
+
+#endif

@@ -1,0 +1,286 @@
+/*
+ * core: the coordinator's door: messages in, events out. What they mean is in requests.c (clients),
+ * ranks.c (the world of ranks) and sched.c (steps).
+ */
+#include "coordinator/core.h"
+
+#include <assert.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+int coordinator_create(struct coordinator **out, const struct coordinator_options *options,
+                       char *err, size_t err_size)
+{
+    *out = NULL;
+    struct coordinator *c = base_alloc(1, sizeof *c);
+    c->options = *options;
+    if (!c->options.max_queue)
+        c->options.max_queue = 512;
+    if (!c->options.step_deadline_us)
+        c->options.step_deadline_us = 300 * (uint64_t)CORE_SECOND;
+    if (!c->options.silence_us)
+        c->options.silence_us = 15 * (uint64_t)CORE_SECOND;
+    c->model_path = strdup(options->model_path);
+    c->epoch = options->epoch;
+    c->seed_state = options->seed;
+    if (tokenizer_create(&c->tokenizer, options->model->file, err, err_size))
+        goto fail;
+    if (tokenizer_size(c->tokenizer) > options->model->vocabulary) {
+        snprintf(err, err_size,
+                 "%s: the tokenizer has %u tokens, but the embedding has only %u rows: the file "
+                 "contradicts itself, fetch or convert it again",
+                 options->model_path, tokenizer_size(c->tokenizer), options->model->vocabulary);
+        goto fail;
+    }
+    /* Every plan has the same context; it is asked for with one rank of unknown memory. */
+    struct plan *plan = NULL;
+    struct plan_options ask = {.n_ranks = 1,
+                               .context = options->context,
+                               .sequences = options->sequences,
+                               .kv_type = options->kv_type};
+    if (plan_create(&plan, options->model, &ask, err, err_size) < 0)
+        goto fail;
+    c->context = plan->context;
+    plan_destroy(plan);
+    *out = c;
+    return 0;
+fail:
+    coordinator_destroy(c);
+    return -1;
+}
+
+void coordinator_destroy(struct coordinator *c)
+{
+    if (!c)
+        return;
+    sched_destroy(c);
+    for (size_t i = 0; i < c->n_requests; i++)
+        requests_destroy(c->requests[i]);
+    free(c->requests);
+    plan_destroy(c->world.plan);
+    free(c->world.ranks);
+    for (size_t i = 0; i < c->events_count; i++)
+        text_free(&c->events[c->events_first + i].bytes);
+    free(c->events);
+    text_free(&c->taken);
+    tokenizer_destroy(c->tokenizer);
+    free(c->model_path);
+    free(c);
+}
+
+/* ── events ────────────────────────────────────────────────────────────────────────────────── */
+
+static struct event *event_add(struct coordinator *c, enum coordinator_event_kind kind)
+{
+    if (c->events_first > 0 && c->events_first + c->events_count == c->events_capacity) {
+        memmove(c->events, c->events + c->events_first, c->events_count * sizeof *c->events);
+        c->events_first = 0;
+    }
+    c->events = base_grow(c->events, &c->events_capacity, c->events_first + c->events_count + 1,
+                          sizeof *c->events);
+    struct event *event = &c->events[c->events_first + c->events_count++];
+    *event = (struct event){.kind = kind};
+    return event;
+}
+
+bool coordinator_take(struct coordinator *c, struct coordinator_event *event)
+{
+    if (c->events_count == 0)
+        return false;
+    struct event *first = &c->events[c->events_first];
+    text_free(&c->taken);
+    c->taken = first->bytes;
+    c->taken_peer = first->peer;
+    *event = (struct coordinator_event){
+        .kind = first->kind,
+        .side = first->side,
+        .peer = c->taken_peer.bytes,
+        .peer_size = c->taken_peer.size,
+        .bytes = c->taken.bytes ? c->taken.bytes : "",
+        .size = c->taken.size,
+        .level = first->level,
+        .code = first->code,
+    };
+    c->events_first++;
+    if (--c->events_count == 0)
+        c->events_first = 0;
+    return true;
+}
+
+void core_event(struct coordinator *c, enum coordinator_event_kind kind, int code, const char *text)
+{
+    struct event *event = event_add(c, kind);
+    event->code = code;
+    text_add(&event->bytes, text, strlen(text));
+}
+
+void core_log(struct coordinator *c, enum log_level level, const char *format, ...)
+{
+    struct event *event = event_add(c, COORDINATOR_LOG);
+    event->level = level;
+    char line[1024];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(line, sizeof line, format, args);
+    va_end(args);
+    text_add(&event->bytes, line, strlen(line));
+}
+
+ProtobufCBinaryData core_binary(const void *bytes, size_t size)
+{
+    return (ProtobufCBinaryData){.data = (uint8_t *)(uintptr_t)bytes, .len = size};
+}
+
+bool core_peer_equal(const struct core_peer *a, const struct core_peer *b)
+{
+    return a->size == b->size && memcmp(a->bytes, b->bytes, a->size) == 0;
+}
+
+void core_send_bytes(struct coordinator *c, const struct core_peer *peer, const struct text *bytes)
+{
+    if (peer->size == 0)
+        return;
+    struct event *event = event_add(c, COORDINATOR_SEND);
+    event->side = COORDINATOR_CLIENTS;
+    event->peer = *peer;
+    text_add(&event->bytes, bytes->bytes, bytes->size);
+}
+
+static void send_packed(struct coordinator *c, enum coordinator_side side,
+                        const struct core_peer *peer, const ProtobufCMessage *message)
+{
+    struct event *event = event_add(c, COORDINATOR_SEND);
+    event->side = side;
+    event->peer = *peer;
+    size_t size = protobuf_c_message_get_packed_size(message);
+    event->bytes.bytes = base_alloc(size + 1, 1);
+    event->bytes.capacity = size + 1;
+    event->bytes.size = protobuf_c_message_pack(message, (uint8_t *)event->bytes.bytes);
+}
+
+void core_send_client(struct coordinator *c, const struct core_peer *peer,
+                      const Gptoss__ServerMessage *message)
+{
+    if (peer->size)
+        send_packed(c, COORDINATOR_CLIENTS, peer, &message->base);
+}
+
+void core_send_rank(struct coordinator *c, const struct core_peer *peer,
+                    Gptoss__SupervisorMessage *message)
+{
+    if (!peer->size)
+        return;
+    message->epoch = c->world.epoch;
+    send_packed(c, COORDINATOR_RANKS, peer, &message->base);
+}
+
+/* ── messages and time ─────────────────────────────────────────────────────────────────────── */
+
+void coordinator_receive(struct coordinator *c, enum coordinator_side side, const void *peer_bytes,
+                         size_t peer_size, const void *bytes, size_t size, uint64_t now_us)
+{
+    struct core_peer peer = {.size = peer_size};
+    assert(peer_size <= sizeof peer.bytes);
+    memcpy(peer.bytes, peer_bytes, peer_size);
+    char err[256] = "a message is exactly one frame: connect a DEALER socket and send one message "
+                    "of proto/gptoss.proto at a time";
+    if (side == COORDINATOR_CLIENTS) {
+        Gptoss__ClientMessage *message =
+            bytes ? (Gptoss__ClientMessage *)proto_unpack(&gptoss__client_message__descriptor,
+                                                          bytes, size, err, sizeof err)
+                  : NULL;
+        if (message)
+            requests_receive(c, &peer, message, now_us);
+        else
+            requests_refuse(c, &peer, NULL, 0, GPTOSS__CODE__INVALID, 0, err);
+        proto_free((ProtobufCMessage *)message);
+    } else {
+        Gptoss__RankMessage *message =
+            bytes ? (Gptoss__RankMessage *)proto_unpack(&gptoss__rank_message__descriptor, bytes,
+                                                        size, err, sizeof err)
+                  : NULL;
+        if (message)
+            ranks_receive(c, &peer, message, now_us);
+        else
+            core_log(c, LOG_WARN, "a message on the workers' endpoint was dropped: %s", err);
+        proto_free((ProtobufCMessage *)message);
+    }
+}
+
+void coordinator_gone(struct coordinator *c, enum coordinator_side side, const void *peer_bytes,
+                      size_t peer_size, uint64_t now_us)
+{
+    struct core_peer peer = {.size = peer_size};
+    assert(peer_size <= sizeof peer.bytes);
+    memcpy(peer.bytes, peer_bytes, peer_size);
+    if (side == COORDINATOR_CLIENTS)
+        requests_gone(c, &peer, now_us);
+    else
+        ranks_gone(c, &peer, now_us);
+}
+
+void coordinator_tick(struct coordinator *c, uint64_t now_us)
+{
+    if (!c->started_us)
+        c->started_us = now_us;
+    ranks_tick(c, now_us);
+    /* Steps first: tokenising a long prompt must not keep the ranks waiting. */
+    sched_run(c, now_us);
+    requests_tick(c, now_us);
+    sched_run(c, now_us);
+}
+
+uint64_t coordinator_next(const struct coordinator *c, uint64_t now_us)
+{
+    if (requests_count(c, REQUEST_ENCODING))
+        return now_us;
+    uint64_t next = requests_next(c, now_us);
+    if (c->world.state != WORLD_NONE && c->heartbeat_us < next)
+        next = c->heartbeat_us;
+    return next < now_us ? now_us : next;
+}
+
+void coordinator_drain(struct coordinator *c, uint64_t now_us)
+{
+    (void)now_us;
+    if (!c->draining)
+        core_log(c, LOG_INFO, "draining: no new requests, %u are finished first",
+                 requests_count(c, REQUEST_ENCODING) + requests_count(c, REQUEST_WAITING) +
+                     requests_count(c, REQUEST_RUNNING));
+    c->draining = true;
+}
+
+void coordinator_stop(struct coordinator *c, const char *reason, uint64_t now_us)
+{
+    c->draining = c->stopped = true;
+    for (size_t i = 0; i < c->n_requests; i++)
+        if (c->requests[i]->state != REQUEST_DONE)
+            requests_finish(c, c->requests[i], GPTOSS__FINISHED__REASON__ERROR,
+                            GPTOSS__CODE__SHUTTING_DOWN, reason, now_us);
+    ranks_shutdown(c, reason);
+}
+
+void coordinator_world_ended(struct coordinator *c, const char *reason, uint64_t now_us)
+{
+    if (c->world.state != WORLD_NONE)
+        ranks_lose(c, now_us, "%s", reason);
+}
+
+void coordinator_counts(const struct coordinator *c, struct coordinator_counts *counts)
+{
+    *counts = (struct coordinator_counts){
+        .running = requests_count(c, REQUEST_RUNNING),
+        .waiting = requests_count(c, REQUEST_WAITING) + requests_count(c, REQUEST_ENCODING),
+        .lingering = requests_count(c, REQUEST_DONE),
+        .steps_in_flight = (uint32_t)(c->next_step - c->oldest_step),
+        .full_blocks_used = blocks_used(&c->full),
+        .window_blocks_used = blocks_used(&c->window),
+        .finished = c->n_finished,
+        .refused = c->n_refused,
+        .sampled_tokens = c->n_sampled,
+        .prompt_tokens = c->n_prompt,
+        .steps = c->n_steps,
+        .preemptions = c->n_preemptions,
+    };
+}

@@ -1,0 +1,221 @@
+/*
+ * core: the coordinator's insides, shared by core.c, requests.c, sched.c, blocks.c and ranks.c.
+ */
+#ifndef GPTOSS_COORDINATOR_CORE_H
+#define GPTOSS_COORDINATOR_CORE_H
+
+#include "base/base.h"
+#include "coordinator/blocks.h"
+#include "coordinator/coordinator.h"
+#include "coordinator/harmony.h"
+#include "coordinator/tokenizer.h"
+#include "proto/proto.h"
+
+#define CORE_NONE           UINT32_MAX
+#define CORE_ID_MAX         64 /* bytes of a request id */
+#define CORE_STOPS_MAX      16
+#define CORE_STOP_BYTES_MAX 256
+#define CORE_TOP_LOGITS_MAX 32
+#define CORE_LINGER_MAX_MS  600000
+#define CORE_LINGERING_MAX  256     /* finished requests kept for Resume */
+#define CORE_ENCODE_BUDGET  65536   /* bytes of text tokenised in one tick */
+#define CORE_SECOND         1000000 /* µs */
+#define CORE_PROGRESS_US    CORE_SECOND
+#define CORE_HEARTBEAT_US   CORE_SECOND
+
+struct core_peer {
+    unsigned char bytes[PROTO_PEER_MAX];
+    size_t size; /* 0: nobody */
+};
+
+/* The life of a request:
+ *
+ *   ENCODING ──▶ WAITING ──▶ RUNNING ──▶ DONE
+ *                   ▲───────────┘  its blocks were taken, or the ranks were lost
+ *
+ * From every state a cancel, a deadline or an error leads to DONE. A request that is DONE is removed
+ * at once, or when its linger time is over. */
+enum request_state { REQUEST_ENCODING, REQUEST_WAITING, REQUEST_RUNNING, REQUEST_DONE };
+
+struct request {
+    uint64_t serial; /* order of arrival; 0 is no request */
+    unsigned char id[CORE_ID_MAX];
+    size_t id_size;
+    struct core_peer client;
+    enum request_state state;
+
+    /* What was asked. */
+    struct prompt prompt; /* until it is encoded */
+    enum harmony_start start;
+    float temperature, top_p, min_p;
+    uint32_t top_k, top_logits, max_tokens;
+    uint64_t seed;
+    bool ignore_eos;
+    uint32_t n_stops;
+    struct gguf_string stops[CORE_STOPS_MAX]; /* owned */
+    uint64_t deadline_us;                     /* absolute; UINT64_MAX: none */
+    uint64_t linger_us;
+    uint64_t linger_until_us;
+
+    /* What there is: prompt, then sampled tokens. */
+    struct tokens tokens;
+    size_t n_prompt;
+    struct harmony_parser *parser;
+    struct text held; /* text that may be the beginning of a stop text */
+    Gptoss__Piece__Channel held_channel;
+    uint32_t held_message;
+    bool stopped; /* a stop text was met */
+
+    /* Where it is in the pipeline. The token at index i is the input at position i; the logits of
+     * position p give the token at index p + 1. */
+    uint32_t slot;       /* CORE_NONE unless RUNNING */
+    uint64_t generation; /* rises when its rows in flight become void */
+    size_t issued;       /* positions given to steps */
+    size_t computed;     /* positions whose steps are done */
+    uint32_t pending;    /* samples that are under way */
+    bool restart;        /* the next row is the first in this slot */
+    uint64_t last_step;  /* the last step that holds a row of it */
+    struct block_table full, window;
+    size_t window_told; /* front entries of `window` whose end the stages know */
+
+    /* Times, µs. */
+    uint64_t accepted_us, first_step_us, first_token_us, last_sent_us;
+
+    /* For Resume: packed ServerMessages, one a token, and the last. Only where it lingers. */
+    struct text *outputs;
+    size_t n_outputs, outputs_capacity;
+    struct text finished;
+};
+
+/* A row of a step in flight. */
+struct step_row {
+    uint64_t serial, generation;
+    uint32_t position, count, sample_from;
+};
+
+struct step {
+    uint64_t number; /* 0: free */
+    uint64_t issued_us;
+    uint32_t n_rows;
+    struct step_row *rows; /* [plan.step_rows] */
+};
+
+struct rank {
+    bool here, joined, ready;
+    struct core_peer peer;
+    uint64_t heard_us;
+    char host[64], device[128], device_uuid[64], backend[32];
+    uint64_t memory_free;
+    double bandwidth;
+    double loaded;
+    uint64_t weights_bytes, kv_bytes, activation_bytes;
+    double busy_seconds, up_seconds;
+    uint32_t queue;
+    uint64_t steps;
+};
+
+enum world_state { WORLD_NONE, WORLD_JOINING, WORLD_LOADING, WORLD_SERVING };
+
+struct world {
+    enum world_state state;
+    uint64_t id;
+    uint64_t epoch;
+    uint64_t since_us;
+    uint32_t size;
+    struct rank *ranks; /* [size] */
+    struct plan *plan;  /* from LOADING on */
+};
+
+struct event {
+    enum coordinator_event_kind kind;
+    enum coordinator_side side;
+    struct core_peer peer;
+    struct text bytes;
+    int level, code;
+};
+
+struct coordinator {
+    struct coordinator_options options;
+    struct tokenizer *tokenizer;
+    char *model_path;
+    uint32_t context; /* of any plan */
+
+    struct request **requests; /* [n_requests], by age; owned */
+    size_t n_requests, requests_capacity;
+    uint64_t last_serial;
+    uint64_t seed_state;
+
+    struct world world;
+    uint64_t epoch;
+    uint64_t heartbeat_us; /* when the next ones are due */
+
+    /* While SERVING. */
+    struct blocks full, window;
+    bool *slots;        /* [plan.sequences] taken */
+    struct step *steps; /* [plan.steps_in_flight]; step n at (n − 1) % steps_in_flight */
+    uint64_t next_step, oldest_step; /* numbers; in flight: oldest … next − 1 */
+    struct row_buffers *row_buffers; /* sched.c: where a step is put together */
+
+    struct event *events; /* a queue: events[first … first + count) */
+    size_t events_first, events_count, events_capacity;
+    struct text taken; /* what coordinator_take handed out last */
+    struct core_peer taken_peer;
+
+    bool draining, stopped;
+    uint64_t started_us;
+    uint64_t n_steps, n_finished, n_refused, n_sampled, n_prompt, n_preemptions;
+};
+
+/* core.c */
+void core_send_client(struct coordinator *c, const struct core_peer *peer,
+                      const Gptoss__ServerMessage *message);
+void core_send_bytes(struct coordinator *c, const struct core_peer *peer, const struct text *bytes);
+void core_send_rank(struct coordinator *c, const struct core_peer *peer,
+                    Gptoss__SupervisorMessage *message);
+void core_event(struct coordinator *c, enum coordinator_event_kind kind, int code,
+                const char *text);
+void core_log(struct coordinator *c, enum log_level level, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+bool core_peer_equal(const struct core_peer *a, const struct core_peer *b);
+ProtobufCBinaryData core_binary(const void *bytes, size_t size);
+
+/* requests.c */
+void requests_receive(struct coordinator *c, const struct core_peer *peer,
+                      const Gptoss__ClientMessage *message, uint64_t now);
+void requests_gone(struct coordinator *c, const struct core_peer *peer, uint64_t now);
+/* Deadlines, lingering, progress, tokenising. True: there is more to tokenise. */
+bool requests_tick(struct coordinator *c, uint64_t now);
+uint64_t requests_next(const struct coordinator *c, uint64_t now);
+struct request *requests_find_serial(const struct coordinator *c, uint64_t serial);
+/* A token was sampled for a running request. */
+void requests_token(struct coordinator *c, struct request *r, const Gptoss__Sample *sample,
+                    uint64_t now);
+void requests_finish(struct coordinator *c, struct request *r, Gptoss__Finished__Reason reason,
+                     Gptoss__Code code, const char *text, uint64_t now);
+void requests_refuse(struct coordinator *c, const struct core_peer *peer, const void *id,
+                     size_t id_size, Gptoss__Code code, uint64_t retry_ms, const char *text);
+uint32_t requests_count(const struct coordinator *c, enum request_state state);
+void requests_destroy(struct request *r);
+
+/* sched.c */
+int sched_create(struct coordinator *c); /* for c->world.plan */
+void sched_destroy(struct coordinator *c);
+/* Forms and sends steps while there is work and room in the pipeline. */
+void sched_run(struct coordinator *c, uint64_t now);
+void sched_result(struct coordinator *c, const Gptoss__StepResult *result, uint64_t now);
+/* Takes slot and blocks from a running request; it becomes WAITING (or what the caller makes of it). */
+void sched_release(struct coordinator *c, struct request *r);
+
+/* ranks.c */
+void ranks_receive(struct coordinator *c, const struct core_peer *peer,
+                   const Gptoss__RankMessage *message, uint64_t now);
+void ranks_gone(struct coordinator *c, const struct core_peer *peer, uint64_t now);
+void ranks_tick(struct coordinator *c, uint64_t now);
+void ranks_shutdown(struct coordinator *c, const char *reason);
+/* The world cannot go on: the ranks that are left are told to leave, every running request waits for
+ * the next world. */
+void ranks_lose(struct coordinator *c, uint64_t now, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+void ranks_status(const struct coordinator *c, Gptoss__Status *status);
+
+#endif

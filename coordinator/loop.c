@@ -1,0 +1,294 @@
+/*
+ * loop: one thread around zmq_poll. Nothing in it blocks but the poll.
+ */
+#include "coordinator/loop.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <zmq.h>
+
+#include "base/base.h"
+#include "coordinator/launch.h"
+#include "proto/proto.h"
+
+#define LOOP_BATCH    256 /* messages taken from a socket before time passes */
+#define LOOP_RETRIES  3   /* launches in a row that never came to serve */
+#define LOOP_RETRY_US 1000000
+
+struct loop {
+    struct coordinator *c;
+    const struct loop_options *options;
+    void *context, *clients, *ranks;
+    struct proto_frame frame;
+    struct launch launch;
+    char workers_endpoint[256]; /* as launched ranks connect to it */
+    uint32_t failures;          /* launches in a row that never came to serve */
+    uint64_t launch_at;         /* when to launch again; 0: not asked for */
+    int code;                   /* exit code, once ending */
+    bool ending;
+    char *err;
+    size_t err_size;
+};
+
+/* Signals are counted here; the pipe wakes the poll. */
+static volatile sig_atomic_t signals;
+static int signal_pipe[2] = {-1, -1};
+
+static void on_signal(int number)
+{
+    int saved = errno;
+    if (number != SIGCHLD)
+        signals++;
+    ssize_t written = write(signal_pipe[1], "", 1);
+    (void)written;
+    errno = saved;
+}
+
+static void watch_signals(void)
+{
+    if (pipe2(signal_pipe, O_CLOEXEC | O_NONBLOCK))
+        return;
+    struct sigaction action = {.sa_handler = on_signal};
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGCHLD, &action, NULL);
+    signal(SIGPIPE, SIG_IGN);
+}
+
+static void end(struct loop *l, int code, const char *why)
+{
+    if (l->ending)
+        return;
+    l->ending = true;
+    l->code = code;
+    if (code != EXIT_DONE)
+        snprintf(l->err, l->err_size, "%s", why);
+}
+
+/* ── launching ─────────────────────────────────────────────────────────────────────────────── */
+
+static void launch(struct loop *l, uint64_t now)
+{
+    char err[512];
+    l->launch_at = 0;
+    log_info("starting mpirun -np %u %s", l->options->launch, l->options->worker);
+    if (launch_start(&l->launch, l->options->worker, l->options->launch, l->workers_endpoint, err,
+                     sizeof err))
+        end(l, EXIT_FAILED, err);
+    (void)now;
+}
+
+/* The launched ranks are no more; once more, unless they never come to serve. */
+static void launch_again(struct loop *l, uint64_t now, int code)
+{
+    char text[256];
+    launch_stop(&l->launch, 2);
+    if (l->ending)
+        return;
+    bool hopeless = code == EXIT_USAGE || code == EXIT_MODEL || code == EXIT_MEMORY || code == 127;
+    if (hopeless || ++l->failures >= LOOP_RETRIES) {
+        snprintf(
+            text, sizeof text,
+            "the ranks ended %u time%s before they could serve (mpirun's exit code is %d): see "
+            "what they said above",
+            l->failures ? l->failures : 1, l->failures > 1 ? "s" : "", code);
+        end(l, hopeless && code != 127 ? code : EXIT_FAILED, text);
+        return;
+    }
+    l->launch_at = now + LOOP_RETRY_US;
+}
+
+/* ── messages ──────────────────────────────────────────────────────────────────────────────── */
+
+static void receive(struct loop *l, enum coordinator_side side)
+{
+    void *socket = side == COORDINATOR_CLIENTS ? l->clients : l->ranks;
+    char err[256];
+    for (int i = 0; i < LOOP_BATCH; i++) {
+        int status = proto_receive(socket, &l->frame, err, sizeof err);
+        if (status == 0)
+            return;
+        if (status < 0) {
+            log_error("%s", err);
+            return;
+        }
+        coordinator_receive(l->c, side, l->frame.peer, l->frame.peer_size,
+                            status == 2 ? NULL : l->frame.bytes, status == 2 ? 0 : l->frame.size,
+                            clock_us());
+    }
+}
+
+static void handle(struct loop *l, const struct coordinator_event *event)
+{
+    char err[256];
+    switch (event->kind) {
+    case COORDINATOR_SEND: {
+        enum coordinator_side side = event->side;
+        struct {
+            unsigned char bytes[PROTO_PEER_MAX];
+            size_t size;
+        } peer = {.size = event->peer_size};
+        memcpy(peer.bytes, event->peer, event->peer_size);
+        int status =
+            proto_send_bytes(side == COORDINATOR_CLIENTS ? l->clients : l->ranks, event->peer,
+                             event->peer_size, event->bytes, event->size, err, sizeof err);
+        if (status < 0)
+            log_error("%s", err);
+        if (status == 2)
+            log_warn("a %s does not read its messages and is dropped",
+                     side == COORDINATOR_CLIENTS ? "client" : "rank");
+        if (status)
+            coordinator_gone(l->c, side, peer.bytes, peer.size, clock_us());
+        break;
+    }
+    case COORDINATOR_LOG:
+        log_write((enum log_level)event->level, "%s", (const char *)event->bytes);
+        break;
+    case COORDINATOR_SERVING:
+        l->failures = 0;
+        log_info("the ranks are ready:\n%s", (const char *)event->bytes);
+        log_info("serving on %s; try: gptoss-client%s%s \"Hello\"", l->options->clients_endpoint,
+                 strcmp(l->options->clients_endpoint, "tcp://127.0.0.1:5555") ? " --connect " : "",
+                 strcmp(l->options->clients_endpoint, "tcp://127.0.0.1:5555")
+                     ? l->options->clients_endpoint
+                     : "");
+        break;
+    case COORDINATOR_LOST:
+        if (l->options->launch)
+            launch_again(l, clock_us(), EXIT_FAILED);
+        else
+            log_info("waiting for ranks: mpirun -np N gptoss-worker");
+        break;
+    case COORDINATOR_IMPOSSIBLE:
+        if (l->options->launch)
+            end(l, event->code, (const char *)event->bytes);
+        break;
+    }
+}
+
+static void flush(struct loop *l)
+{
+    struct coordinator_event event;
+    while (coordinator_take(l->c, &event))
+        handle(l, &event);
+}
+
+/* ── the loop ──────────────────────────────────────────────────────────────────────────────── */
+
+static int bind_endpoint(void **socket, struct loop *l, const char *option, const char *endpoint)
+{
+    char err[400];
+    if (!l->options->insecure && !proto_endpoint_is_local(endpoint)) {
+        snprintf(
+            l->err, l->err_size,
+            "%s %s can be reached from other hosts, and whoever reaches it can use or stop this "
+            "server: bind a loopback address or ipc://, or say --insecure on a network you trust",
+            option, endpoint);
+        return EXIT_USAGE;
+    }
+    if (proto_bind(socket, l->context, endpoint, err, sizeof err)) {
+        snprintf(l->err, l->err_size, "%s: %s", option, err);
+        return EXIT_FAILED;
+    }
+    return EXIT_DONE;
+}
+
+/* Launched ranks are on this host: a wildcard address is 127.0.0.1 to them. */
+static void reachable(struct loop *l)
+{
+    char endpoint[200];
+    proto_endpoint(l->ranks, endpoint, sizeof endpoint);
+    const char *colon = strrchr(endpoint, ':');
+    if (strncmp(endpoint, "tcp://0.0.0.0:", 14) == 0 || strncmp(endpoint, "tcp://[::]:", 11) == 0)
+        snprintf(l->workers_endpoint, sizeof l->workers_endpoint, "tcp://127.0.0.1%s", colon);
+    else
+        snprintf(l->workers_endpoint, sizeof l->workers_endpoint, "%s", endpoint);
+}
+
+static bool idle(const struct coordinator *c)
+{
+    struct coordinator_counts counts;
+    coordinator_counts(c, &counts);
+    return counts.running + counts.waiting == 0;
+}
+
+int loop_run(struct coordinator *c, const struct loop_options *options, char *err, size_t err_size)
+{
+    struct loop l = {.c = c, .options = options, .err = err, .err_size = err_size};
+    uint64_t drain_until = 0;
+    int signals_seen = 0;
+    watch_signals();
+    l.context = zmq_ctx_new();
+    l.code = bind_endpoint(&l.clients, &l, "--bind", options->clients_endpoint);
+    if (l.code == EXIT_DONE)
+        l.code = bind_endpoint(&l.ranks, &l, "--workers-bind", options->workers_endpoint);
+    if (l.code != EXIT_DONE)
+        goto done;
+    reachable(&l);
+    if (options->launch)
+        launch(&l, clock_us());
+    else
+        log_info("waiting for ranks: mpirun -np N gptoss-worker%s%s",
+                 strcmp(l.workers_endpoint, "tcp://127.0.0.1:5556") ? " --coordinator " : "",
+                 strcmp(l.workers_endpoint, "tcp://127.0.0.1:5556") ? l.workers_endpoint : "");
+    while (!l.ending) {
+        uint64_t now = clock_us(), next = coordinator_next(c, now);
+        if (l.launch_at && l.launch_at < next)
+            next = l.launch_at;
+        long wait = next > now ? (long)((next - now + 999) / 1000) : 0;
+        zmq_pollitem_t items[3] = {{.socket = l.ranks, .events = ZMQ_POLLIN},
+                                   {.socket = l.clients, .events = ZMQ_POLLIN},
+                                   {.fd = signal_pipe[0], .events = ZMQ_POLLIN}};
+        zmq_poll(items, 3, wait);
+        char drop[64];
+        while (read(signal_pipe[0], drop, sizeof drop) > 0)
+            ;
+        receive(&l, COORDINATOR_RANKS);
+        receive(&l, COORDINATOR_CLIENTS);
+        now = clock_us();
+        coordinator_tick(c, now);
+        flush(&l);
+
+        int code;
+        if (launch_ended(&l.launch, &code) && !l.ending) {
+            char text[64];
+            snprintf(text, sizeof text, "mpirun ended with exit code %d", code);
+            log_warn("%s", text);
+            /* With a world the loss of it starts the next one, without one this does. */
+            coordinator_world_ended(c, text, now);
+            flush(&l);
+            if (!l.launch_at && !l.ending)
+                launch_again(&l, now, code);
+        }
+        if (l.launch_at && now >= l.launch_at)
+            launch(&l, now);
+        if (signals > signals_seen) {
+            signals_seen = signals;
+            if (drain_until || options->drain_seconds <= 0) {
+                log_info("stopping at once");
+                end(&l, EXIT_DONE, "");
+            } else {
+                drain_until = now + (uint64_t)(options->drain_seconds * 1e6);
+                coordinator_drain(c, now);
+                flush(&l);
+            }
+        }
+        if (drain_until && (idle(c) || now >= drain_until))
+            end(&l, EXIT_DONE, "");
+    }
+    coordinator_stop(c, "the coordinator is shutting down", clock_us());
+    flush(&l);
+    launch_stop(&l.launch, 5);
+done:
+    proto_close(l.clients);
+    proto_close(l.ranks);
+    zmq_ctx_term(l.context);
+    proto_frame_free(&l.frame);
+    return l.code;
+}

@@ -1,0 +1,20 @@
+/*
+ * loop: the coordinator's sockets, clock and child, around the pure `struct coordinator`.
+ */
+#ifndef GPTOSS_COORDINATOR_LOOP_H
+#define GPTOSS_COORDINATOR_LOOP_H
+
+#include "coordinator/coordinator.h"
+
+struct loop_options {
+    const char *clients_endpoint, *workers_endpoint;
+    bool insecure;        /* endpoints that others can reach may be bound */
+    uint32_t launch;      /* ranks to start with mpirun; 0: wait for those that come */
+    const char *worker;   /* path of gptoss-worker, for launch */
+    double drain_seconds; /* after SIGINT or SIGTERM, running requests have so long */
+};
+
+/* Serves until a signal ends it. Returns an exit code; `err` says why when it is not EXIT_DONE. */
+int loop_run(struct coordinator *c, const struct loop_options *options, char *err, size_t err_size);
+
+#endif

@@ -1,0 +1,270 @@
+/*
+ * gptoss-coordinator: options, the plan that is only looked at, exit codes. The rest is the loop.
+ */
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/base.h"
+#include "coordinator/coordinator.h"
+#include "coordinator/loop.h"
+
+#define LAYERS_MAX 4096
+
+struct options {
+    const char *model, *bind, *workers_bind, *layers, *kv_type, *device, *worker;
+    int64_t launch, context, sequences, threads, max_queue, step_tokens;
+    double drain, step_deadline, silence;
+    bool plan_only, insecure;
+};
+
+static int usage(const char *text, const char *value)
+{
+    fprintf(stderr, "gptoss-coordinator: %s%s\ntry: gptoss-coordinator --help\n", text, value);
+    return EXIT_USAGE;
+}
+
+static int parse_layers(const char *text, uint32_t *layers, uint32_t *n)
+{
+    *n = 0;
+    for (const char *p = text; *p;) {
+        char *end;
+        errno = 0;
+        unsigned long value = strtoul(p, &end, 10);
+        if (end == p || errno || value == 0 || value > LAYERS_MAX || *n == LAYERS_MAX ||
+            *p == '-' || *p == '+' || (*end && *end != ','))
+            return -1;
+        layers[(*n)++] = (uint32_t)value;
+        p = *end ? end + 1 : end;
+        if (*end == ',' && !*p)
+            return -1;
+    }
+    return *n ? 0 : -1;
+}
+
+static int parse_kv_type(const char *text, enum plan_kv_type *type)
+{
+    static const char *const names[] = {"f32", "f16", "bf16"};
+    static const enum plan_kv_type types[] = {PLAN_KV_F32, PLAN_KV_F16, PLAN_KV_BF16};
+    for (size_t i = 0; i < 3; i++)
+        if (strcmp(text, names[i]) == 0) {
+            *type = types[i];
+            return 0;
+        }
+    return -1;
+}
+
+/* gptoss-worker beside this program. */
+static const char *worker_beside(void)
+{
+    static char path[PATH_MAX + 32];
+    ssize_t n = readlink("/proc/self/exe", path, PATH_MAX - 1);
+    path[n > 0 ? n : 0] = 0;
+    char *slash = strrchr(path, '/');
+    if (!slash)
+        return "gptoss-worker";
+    strcpy(slash + 1, "gptoss-worker");
+    return access(path, X_OK) == 0 ? path : "gptoss-worker";
+}
+
+/* The plans for 1, 2 and 4 ranks of unknown devices, or for as many as were asked for. */
+static int show_plans(const struct gguf_model *model, const struct coordinator_options *options,
+                      uint32_t ranks)
+{
+    uint32_t counts[3] = {1, 2, 4}, n = 3;
+    if (ranks) {
+        counts[0] = ranks;
+        n = 1;
+    }
+    int code = EXIT_DONE;
+    for (uint32_t i = 0; i < n; i++) {
+        if (!ranks && counts[i] > model->n_layers)
+            break;
+        struct plan_options ask = {
+            .n_ranks = counts[i],
+            .layers = options->n_layers_given ? options->layers : NULL,
+            .context = options->context,
+            .sequences = options->sequences,
+            .kv_type = options->kv_type,
+            .step_tokens = options->step_tokens,
+        };
+        struct plan *plan;
+        char err[512];
+        if (plan_create(&plan, model, &ask, err, sizeof err) < 0) {
+            log_error("%s", err);
+            code = EXIT_FAILED;
+            continue;
+        }
+        char *table = plan_table(plan, NULL);
+        printf("%s%s", i ? "\n" : "", table);
+        free(table);
+        plan_destroy(plan);
+    }
+    return code;
+}
+
+static int run(const struct options *o, const char *path, const uint32_t *layers, uint32_t n_layers)
+{
+    char err[1024] = "";
+    int code = EXIT_MODEL;
+    struct gguf_file *file = NULL;
+    struct gguf_model *model = NULL;
+    struct coordinator *c = NULL;
+    uint64_t seed = 0;
+    struct coordinator_options options = {
+        .model_path = path,
+        .device = o->device,
+        .threads = (uint32_t)o->threads,
+        .context = (uint32_t)o->context,
+        .sequences = (uint32_t)o->sequences,
+        .step_tokens = (uint32_t)o->step_tokens,
+        .layers = layers,
+        .n_layers_given = n_layers,
+        .max_queue = (uint32_t)o->max_queue,
+        .step_deadline_us = (uint64_t)(o->step_deadline * 1e6),
+        .silence_us = (uint64_t)(o->silence * 1e6),
+    };
+    parse_kv_type(o->kv_type, &options.kv_type);
+    if (gguf_open(&file, path, err, sizeof err) || gguf_model_create(&model, file, err, sizeof err))
+        goto done;
+    options.model = model;
+    if (o->plan_only) {
+        code = show_plans(model, &options, n_layers ? n_layers : (uint32_t)o->launch);
+        goto done;
+    }
+    if (getrandom(&seed, sizeof seed, 0) != sizeof seed)
+        seed = clock_us();
+    options.seed = seed;
+    /* Epochs of a coordinator that is started again must be new to ranks that still know the last. */
+    options.epoch = (uint64_t)time(NULL) << 16;
+    if (coordinator_create(&c, &options, err, sizeof err))
+        goto done;
+    char size[32];
+    log_info("gptoss %s: %s, %u layers, %s", GPTOSS_VERSION, path, model->n_layers,
+             text_bytes(size, model->bytes));
+    struct loop_options loop = {
+        .clients_endpoint = o->bind,
+        .workers_endpoint = o->workers_bind,
+        .insecure = o->insecure,
+        .launch = (uint32_t)o->launch,
+        .worker = o->worker ? o->worker : worker_beside(),
+        .drain_seconds = o->drain,
+    };
+    code = loop_run(c, &loop, err, sizeof err);
+done:
+    if (code != EXIT_DONE && err[0])
+        log_error("%s", err);
+    coordinator_destroy(c);
+    gguf_model_destroy(model);
+    gguf_close(file);
+    return code;
+}
+
+int main(int argc, char **argv)
+{
+    struct options o = {
+        .bind = "tcp://127.0.0.1:5555",
+        .workers_bind = "tcp://127.0.0.1:5556",
+        .kv_type = "f32",
+        .device = "auto",
+        .max_queue = 512,
+        .drain = 30,
+        .step_deadline = 300,
+        .silence = 15,
+    };
+    const struct cli_option options[] = {
+        {.type = CLI_GROUP, .text = "Model"},
+        {CLI_STRING, "model", 'm', "FILE", "the model, a gpt-oss GGUF file", NULL, "GPTOSS_MODEL",
+         &o.model, 0, 0, NULL},
+        {CLI_INT, "context", 'c', "T", "positions of one sequence, answer included",
+         "the model's, at most 8192", "GPTOSS_CONTEXT", &o.context, 1, UINT32_MAX, NULL},
+        {CLI_INT, "sequences", 's', "S", "sequences that are computed at a time", "16",
+         "GPTOSS_SEQUENCES", &o.sequences, 1, 4096, NULL},
+        {CLI_STRING, "kv-type", 0, "TYPE", "type of the KV cache: f32, f16 or bf16", "f32",
+         "GPTOSS_KV_TYPE", &o.kv_type, 0, 0, NULL},
+        {.type = CLI_GROUP, .text = "Ranks"},
+        {CLI_INT, "launch", 0, "N", "start mpirun -np N gptoss-worker, and again if it dies",
+         "wait for ranks", "GPTOSS_LAUNCH", &o.launch, 1, 4096, NULL},
+        {CLI_STRING, "layers", 0, "A,B,…", "layers of each rank, by hand", "computed",
+         "GPTOSS_LAYERS", &o.layers, 0, 0, NULL},
+        {CLI_FLAG, "plan-only", 0, NULL, "print which layers would run where, and end", NULL, NULL,
+         &o.plan_only, 0, 0, NULL},
+        {CLI_STRING, "device", 'd', "DEVICE", "told to the ranks: auto, cpu, cuda or reference",
+         "auto", "GPTOSS_DEVICE", &o.device, 0, 0, NULL},
+        {CLI_INT, "threads", 't', "T", "told to the ranks: threads of a CPU rank",
+         "the host's cores, shared", "GPTOSS_THREADS", &o.threads, 1, 1024, NULL},
+        {CLI_STRING, "worker", 0, "PATH", "gptoss-worker, for --launch", "beside this program",
+         "GPTOSS_WORKER", &o.worker, 0, 0, NULL},
+        {.type = CLI_GROUP, .text = "Endpoints"},
+        {CLI_STRING, "bind", 'b', "ENDPOINT", "for clients: tcp://HOST:PORT or ipc://PATH",
+         "tcp://127.0.0.1:5555", "GPTOSS_BIND", &o.bind, 0, 0, NULL},
+        {CLI_STRING, "workers-bind", 0, "ENDPOINT", "for ranks", "tcp://127.0.0.1:5556",
+         "GPTOSS_WORKERS_BIND", &o.workers_bind, 0, 0, NULL},
+        {CLI_FLAG, "insecure", 0, NULL, "allow endpoints that other hosts can reach", NULL,
+         "GPTOSS_INSECURE", &o.insecure, 0, 0, NULL},
+        {.type = CLI_GROUP, .text = "Limits"},
+        {CLI_INT, "max-queue", 0, "N", "requests that may wait", "512", "GPTOSS_MAX_QUEUE",
+         &o.max_queue, 1, 100000, NULL},
+        {CLI_INT, "step-tokens", 0, "N", "tokens of one step", "512, or 128 on CPUs",
+         "GPTOSS_STEP_TOKENS", &o.step_tokens, 1, 8192, NULL},
+        {CLI_FLOAT, "step-deadline", 0, "SECONDS", "a step that takes longer has failed", "300",
+         "GPTOSS_STEP_DEADLINE", &o.step_deadline, 0.1, 1e6, NULL},
+        {CLI_FLOAT, "silence", 0, "SECONDS", "a rank that says nothing for so long is lost", "15",
+         "GPTOSS_SILENCE", &o.silence, 2, 1e6, NULL},
+        {CLI_FLOAT, "drain-timeout", 0, "SECONDS",
+         "after Ctrl-C, running requests have so long; a second Ctrl-C ends at once", "30",
+         "GPTOSS_DRAIN_TIMEOUT", &o.drain, 0, 1e6, NULL},
+    };
+    const struct cli cli = {
+        .program = "gptoss-coordinator",
+        .summary = "serves a gpt-oss model through a pipeline of ranks: accepts prompts over ZeroMQ, "
+                   "schedules them, and streams back the tokens that the ranks sample",
+        .usage = "gptoss-coordinator --model FILE [options]",
+        .examples = "  gptoss-coordinator -m models/gptoss-tiny-mxfp4.gguf --launch 4\n"
+                    "      serve the bundled model with four ranks that it starts itself\n"
+                    "  gptoss-coordinator -m model.gguf          (and elsewhere: mpirun -np 4 "
+                    "gptoss-worker)\n"
+                    "      serve with the ranks that you start\n"
+                    "  gptoss-coordinator -m model.gguf --plan-only\n"
+                    "      show what 1, 2 and 4 ranks would hold, before anything is loaded\n",
+        .notes = "Clients are answered on --bind: see gptoss-client --help, or write one from\n"
+                 "proto/gptoss.proto. GPTOSS_LOG=debug says more, GPTOSS_LOG=warn less.",
+        .options = options,
+        .n_options = sizeof options / sizeof options[0],
+        .exit_codes = 1u << EXIT_DONE | 1u << EXIT_FAILED | 1u << EXIT_USAGE | 1u << EXIT_MODEL |
+                      1u << EXIT_MEMORY,
+    };
+    char **args;
+    int n_args;
+    int status = cli_parse(&cli, argc, argv, &args, &n_args);
+    if (status)
+        return status > 0 ? EXIT_DONE : EXIT_USAGE;
+    log_open("coordinator");
+    if (n_args)
+        return usage("what is meant by ", args[0]);
+    if (!o.model)
+        return usage("which model? give --model FILE", "");
+    uint32_t layers[LAYERS_MAX], n_layers = 0;
+    if (o.layers && parse_layers(o.layers, layers, &n_layers))
+        return usage("--layers is a list such as 7,7,6,4, not ", o.layers);
+    enum plan_kv_type type;
+    if (parse_kv_type(o.kv_type, &type))
+        return usage("--kv-type is f32, f16 or bf16, not ", o.kv_type);
+    if (strcmp(o.device, "auto") && strcmp(o.device, "cpu") && strcmp(o.device, "cuda") &&
+        strcmp(o.device, "reference"))
+        return usage("--device is auto, cpu, cuda or reference, not ", o.device);
+    if (n_layers && o.launch && o.launch != n_layers)
+        return usage("--layers and --launch name different numbers of ranks", "");
+    char path[PATH_MAX];
+    if (!realpath(o.model, path)) {
+        log_error("%s: %s: check the path, or make a model with gptoss-gguf synth", o.model,
+                  errno == ENOENT ? "there is no such file" : "cannot be opened");
+        return EXIT_MODEL;
+    }
+    return run(&o, path, layers, n_layers);
+}

@@ -1,0 +1,506 @@
+/*
+ * ranks: the life of a world of ranks: joining, planning, loading, serving, loss.
+ *
+ *   NONE ──Hello──▶ JOINING ──all joined: plan──▶ LOADING ──all ready──▶ SERVING
+ *     ▲────────────────┴──── a rank is silent, fails or leaves ─────────────┘
+ *
+ * Each world gets an epoch of its own; what carries another epoch is dropped.
+ */
+#include "coordinator/core.h"
+
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define RANKS_MAX 4096
+
+static void supervisor_init(Gptoss__SupervisorMessage *m, Gptoss__SupervisorMessage__BodyCase body)
+{
+    gptoss__supervisor_message__init(m);
+    m->body_case = body;
+}
+
+static void refuse(struct coordinator *c, const struct core_peer *peer, const char *text)
+{
+    Gptoss__RankRefused refused = GPTOSS__RANK_REFUSED__INIT;
+    refused.text = (char *)(uintptr_t)text;
+    Gptoss__SupervisorMessage m;
+    supervisor_init(&m, GPTOSS__SUPERVISOR_MESSAGE__BODY_REFUSED);
+    m.refused = &refused;
+    core_send_rank(c, peer, &m);
+}
+
+static void world_clear(struct coordinator *c)
+{
+    sched_destroy(c);
+    plan_destroy(c->world.plan);
+    free(c->world.ranks);
+    c->world = (struct world){.epoch = c->epoch};
+}
+
+/* Running requests go back to waiting: their tokens are kept, their KV is computed again. */
+static void requeue_running(struct coordinator *c)
+{
+    for (size_t i = 0; i < c->n_requests; i++)
+        if (c->requests[i]->state == REQUEST_RUNNING) {
+            sched_release(c, c->requests[i]);
+            c->requests[i]->state = REQUEST_WAITING;
+        }
+}
+
+void ranks_shutdown(struct coordinator *c, const char *reason)
+{
+    if (c->world.state == WORLD_NONE)
+        return;
+    Gptoss__Shutdown shutdown = GPTOSS__SHUTDOWN__INIT;
+    shutdown.text = (char *)(uintptr_t)reason;
+    for (uint32_t i = 0; i < c->world.size; i++)
+        if (c->world.ranks[i].here) {
+            Gptoss__SupervisorMessage m;
+            supervisor_init(&m, GPTOSS__SUPERVISOR_MESSAGE__BODY_SHUTDOWN);
+            m.shutdown = &shutdown;
+            core_send_rank(c, &c->world.ranks[i].peer, &m);
+        }
+    requeue_running(c);
+    world_clear(c);
+}
+
+void ranks_lose(struct coordinator *c, uint64_t now, const char *format, ...)
+{
+    (void)now;
+    char text[512];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    if (c->world.state == WORLD_NONE)
+        return;
+    uint32_t running = requests_count(c, REQUEST_RUNNING);
+    core_log(c, LOG_ERROR, "the ranks are lost: %s%s", text,
+             running ? "; running requests wait for the next ones" : "");
+    ranks_shutdown(c, text);
+    core_event(c, COORDINATOR_LOST, EXIT_FAILED, text);
+}
+
+/* This world can never serve this model: every rank is told why and leaves. */
+static void reject_world(struct coordinator *c, int code, const char *text)
+{
+    core_log(c, LOG_ERROR, "%s", text);
+    for (uint32_t i = 0; i < c->world.size; i++)
+        if (c->world.ranks[i].here)
+            refuse(c, &c->world.ranks[i].peer, text);
+    requeue_running(c);
+    world_clear(c);
+    core_event(c, COORDINATOR_IMPOSSIBLE, code, text);
+}
+
+static struct rank *find(const struct coordinator *c, const struct core_peer *peer)
+{
+    for (uint32_t i = 0; i < c->world.size; i++)
+        if (c->world.ranks[i].here && core_peer_equal(&c->world.ranks[i].peer, peer))
+            return &c->world.ranks[i];
+    return NULL;
+}
+
+static void copy(char *to, size_t to_size, const char *from)
+{
+    snprintf(to, to_size, "%s", from);
+    for (char *p = to; *p; p++)
+        if ((unsigned char)*p < ' ' || *p == 127)
+            *p = '?';
+}
+
+/* ── joining ───────────────────────────────────────────────────────────────────────────────── */
+
+static void hello(struct coordinator *c, const struct core_peer *peer, const Gptoss__Hello *m,
+                  uint64_t now)
+{
+    char text[512];
+    if (c->stopped) {
+        refuse(c, peer, "the coordinator is shutting down");
+        return;
+    }
+    if (m->protocol != PROTO_VERSION) {
+        snprintf(text, sizeof text,
+                 "this rank speaks protocol %u and the coordinator %u: use programs of one build",
+                 m->protocol, PROTO_VERSION);
+        refuse(c, peer, text);
+        return;
+    }
+    if (m->size == 0 || m->size > RANKS_MAX || m->rank >= m->size) {
+        refuse(c, peer, "Hello names a rank or a number of ranks that cannot be");
+        return;
+    }
+    if (c->world.state != WORLD_NONE && c->world.id != m->world) {
+        snprintf(text, sizeof text,
+                 "this coordinator already has %u rank%s of another mpirun: one coordinator serves "
+                 "one world; stop that mpirun first, or start a second coordinator on other "
+                 "endpoints",
+                 c->world.size, c->world.size == 1 ? "" : "s");
+        core_log(c, LOG_WARN, "rank %u of a second world of %u was refused", m->rank, m->size);
+        refuse(c, peer, text);
+        return;
+    }
+    if (c->world.state == WORLD_NONE) {
+        const struct gguf_model *model = c->options.model;
+        if (m->size > model->n_layers) {
+            snprintf(text, sizeof text,
+                     "%u layers cannot be cut into %u stages: start at most %u ranks",
+                     model->n_layers, m->size, model->n_layers);
+            refuse(c, peer, text);
+            if (m->rank == 0) {
+                core_log(c, LOG_ERROR, "a world of %u ranks was refused: %s", m->size, text);
+                core_event(c, COORDINATOR_IMPOSSIBLE, EXIT_FAILED, text);
+            }
+            return;
+        }
+        if (c->options.n_layers_given && c->options.n_layers_given != m->size) {
+            snprintf(text, sizeof text,
+                     "--layers names %u stages, but %u ranks came: start mpirun -np %u",
+                     c->options.n_layers_given, m->size, c->options.n_layers_given);
+            refuse(c, peer, text);
+            if (m->rank == 0) {
+                core_log(c, LOG_ERROR, "a world of %u ranks was refused: %s", m->size, text);
+                core_event(c, COORDINATOR_IMPOSSIBLE, EXIT_FAILED, text);
+            }
+            return;
+        }
+        c->world = (struct world){.state = WORLD_JOINING,
+                                  .id = m->world,
+                                  .epoch = ++c->epoch,
+                                  .since_us = now,
+                                  .size = m->size,
+                                  .ranks = base_alloc(m->size, sizeof(struct rank))};
+        c->heartbeat_us = now + CORE_HEARTBEAT_US;
+        core_log(c, LOG_INFO, "a world of %u rank%s is joining (epoch %llu)", m->size,
+                 m->size == 1 ? "" : "s", (unsigned long long)c->world.epoch);
+    }
+    if (m->size != c->world.size) {
+        refuse(c, peer, "the ranks of one world disagree about their number");
+        return;
+    }
+    struct rank *rank = &c->world.ranks[m->rank];
+    if (rank->here && !core_peer_equal(&rank->peer, peer)) {
+        snprintf(text, sizeof text, "rank %u of this world is here already", m->rank);
+        refuse(c, peer, text);
+        return;
+    }
+    rank->here = true;
+    rank->peer = *peer;
+    rank->heard_us = now;
+
+    Gptoss__Welcome welcome = GPTOSS__WELCOME__INIT;
+    welcome.model = c->model_path;
+    welcome.device = (char *)(uintptr_t)(c->options.device ? c->options.device : "auto");
+    welcome.threads = c->options.threads;
+    Gptoss__SupervisorMessage reply;
+    supervisor_init(&reply, GPTOSS__SUPERVISOR_MESSAGE__BODY_WELCOME);
+    reply.welcome = &welcome;
+    core_send_rank(c, peer, &reply);
+}
+
+static void send_plan(struct coordinator *c, uint32_t s)
+{
+    const struct plan *plan = c->world.plan;
+    const struct plan_stage *stage = &plan->stages[s];
+    uint32_t n_edges = plan->n_stages > 1 ? plan->n_stages : 0;
+    Gptoss__Edge *edges = base_alloc(n_edges + 1, sizeof *edges);
+    Gptoss__Edge **pointers = base_alloc(n_edges + 1, sizeof *pointers);
+    for (uint32_t e = 0; e < n_edges; e++) { /* the chain, then the ring from the last stage to 0 */
+        gptoss__edge__init(&edges[e]);
+        edges[e].from = e;
+        edges[e].to = (e + 1) % plan->n_stages;
+        edges[e].transport = (char *)(uintptr_t) "mpi";
+        pointers[e] = &edges[e];
+    }
+    Gptoss__Plan m = GPTOSS__PLAN__INIT;
+    m.stages = plan->n_stages;
+    m.stage = s;
+    m.layer_first = stage->layer_first;
+    m.layer_count = stage->layer_count;
+    m.head_first = stage->head_first;
+    m.head_count = stage->head_count;
+    m.vocabulary_limit = plan->vocabulary_limit;
+    m.kv_type = plan->kv_type == PLAN_KV_F16    ? GPTOSS__PLAN__KV_TYPE__F16
+                : plan->kv_type == PLAN_KV_BF16 ? GPTOSS__PLAN__KV_TYPE__BF16
+                                                : GPTOSS__PLAN__KV_TYPE__F32;
+    m.kv_block_tokens = plan->block_tokens;
+    m.kv_full_blocks = plan->full_blocks;
+    m.kv_window_blocks = plan->window_blocks;
+    m.sequences = plan->sequences;
+    m.context = plan->context;
+    m.step_tokens = plan->step_tokens;
+    m.step_rows = plan->step_rows;
+    m.step_samples = plan->step_samples;
+    m.steps_in_flight = plan->steps_in_flight;
+    m.step_deadline_ms = c->options.step_deadline_us / 1000;
+    m.n_edges = n_edges;
+    m.edges = pointers;
+    Gptoss__SupervisorMessage message;
+    supervisor_init(&message, GPTOSS__SUPERVISOR_MESSAGE__BODY_PLAN);
+    message.plan = &m;
+    core_send_rank(c, &c->world.ranks[s].peer, &message);
+    free(pointers);
+    free(edges);
+}
+
+static void fill_plan_ranks(const struct coordinator *c, struct plan_rank *ranks)
+{
+    for (uint32_t i = 0; i < c->world.size; i++) {
+        const struct rank *r = &c->world.ranks[i];
+        ranks[i] = (struct plan_rank){
+            .host = r->host,
+            .device = r->device,
+            .device_uuid = r->device_uuid[0] ? r->device_uuid : NULL,
+            .memory_free_bytes = r->memory_free,
+            .bandwidth = r->bandwidth,
+            .weights_in_place = strcmp(r->backend, "cuda") != 0,
+        };
+    }
+}
+
+static void make_plan(struct coordinator *c, uint64_t now)
+{
+    struct plan_rank *ranks = base_alloc(c->world.size, sizeof *ranks);
+    fill_plan_ranks(c, ranks);
+    bool all_cpu = true;
+    bool all_known = true;
+    for (uint32_t i = 0; i < c->world.size; i++) {
+        all_cpu = all_cpu && ranks[i].weights_in_place;
+        all_known = all_known && ranks[i].bandwidth > 0;
+    }
+    /* CPU ranks of one host share its memory bus: what each measured by itself, while others loaded,
+     * says nothing about their ratio. */
+    if (all_cpu || !all_known)
+        for (uint32_t i = 0; i < c->world.size; i++)
+            ranks[i].bandwidth = 0;
+    struct plan_options options = {
+        .n_ranks = c->world.size,
+        .ranks = ranks,
+        .layers = c->options.n_layers_given ? c->options.layers : NULL,
+        .context = c->options.context,
+        .sequences = c->options.sequences,
+        .kv_type = c->options.kv_type,
+        .step_tokens = c->options.step_tokens ? c->options.step_tokens
+                       : all_cpu              ? 128
+                                              : 512,
+        .vocabulary_limit = tokenizer_limit(c->tokenizer),
+    };
+    char err[512] = "";
+    int status = plan_create(&c->world.plan, c->options.model, &options, err, sizeof err);
+    if (status) {
+        if (status > 0) {
+            char *table = plan_table(c->world.plan, ranks);
+            core_log(c, LOG_ERROR, "the model does not fit:\n%s", table);
+            free(table);
+        }
+        free(ranks);
+        reject_world(c, status > 0 ? EXIT_MEMORY : EXIT_FAILED, err);
+        return;
+    }
+    free(ranks);
+    c->world.state = WORLD_LOADING;
+    c->world.since_us = now;
+    core_log(c, LOG_INFO, "all %u ranks have joined; they load their layers", c->world.size);
+    for (uint32_t s = 0; s < c->world.size; s++)
+        send_plan(c, s);
+}
+
+static void join(struct coordinator *c, struct rank *rank, const Gptoss__Join *m, uint64_t now)
+{
+    char text[768];
+    uint32_t number = (uint32_t)(rank - c->world.ranks);
+    if (c->world.state != WORLD_JOINING || rank->joined)
+        return;
+    if (m->rank != number || m->size != c->world.size) {
+        refuse(c, &rank->peer, "Join names another rank than Hello");
+        return;
+    }
+    const struct gguf_file *file = c->options.model->file;
+    copy(rank->host, sizeof rank->host, m->host);
+    if (m->header_digest != gguf_header_digest(file) ||
+        m->header_bytes != gguf_header_bytes(file)) {
+        snprintf(text, sizeof text,
+                 "rank %u on %s has another model file at %s than the coordinator (their headers "
+                 "differ): put the same file on every host",
+                 number, rank->host, c->model_path);
+        reject_world(c, EXIT_MODEL, text);
+        return;
+    }
+    copy(rank->device, sizeof rank->device, m->device);
+    copy(rank->device_uuid, sizeof rank->device_uuid, m->device_uuid);
+    copy(rank->backend, sizeof rank->backend, m->backend);
+    rank->memory_free = m->memory_free_bytes;
+    rank->bandwidth = m->bandwidth > 0 && m->bandwidth < 1e16 ? m->bandwidth : 0;
+    rank->joined = true;
+    core_log(c, LOG_INFO, "rank %u on %s: %s", number, rank->host, rank->device);
+    for (uint32_t i = 0; i < c->world.size; i++)
+        if (!c->world.ranks[i].joined)
+            return;
+    make_plan(c, now);
+}
+
+static void ready(struct coordinator *c, struct rank *rank, const Gptoss__Ready *m, uint64_t now)
+{
+    if (c->world.state != WORLD_LOADING || rank->ready)
+        return;
+    rank->ready = true;
+    rank->loaded = 1;
+    rank->weights_bytes = m->weights_bytes;
+    rank->kv_bytes = m->kv_bytes;
+    rank->activation_bytes = m->activation_bytes;
+    for (uint32_t i = 0; i < c->world.size; i++)
+        if (!c->world.ranks[i].ready)
+            return;
+    c->world.state = WORLD_SERVING;
+    sched_create(c);
+    struct plan_rank *ranks = base_alloc(c->world.size, sizeof *ranks);
+    fill_plan_ranks(c, ranks);
+    char *table = plan_table(c->world.plan, ranks);
+    core_event(c, COORDINATOR_SERVING, 0, table);
+    free(table);
+    free(ranks);
+    c->world.since_us = now;
+}
+
+static void loading(struct rank *rank, const Gptoss__Loading *m)
+{
+    if (m->bytes_all > 0 && m->bytes_done <= m->bytes_all)
+        rank->loaded = (double)m->bytes_done / (double)m->bytes_all;
+}
+
+static void heartbeat(struct rank *rank, const Gptoss__RankHeartbeat *m)
+{
+    rank->steps = m->steps;
+    rank->busy_seconds = m->busy_seconds;
+    rank->up_seconds = m->up_seconds;
+    rank->queue = m->queue;
+    if (m->memory_free_bytes)
+        rank->memory_free = m->memory_free_bytes;
+}
+
+void ranks_receive(struct coordinator *c, const struct core_peer *peer,
+                   const Gptoss__RankMessage *message, uint64_t now)
+{
+    if (message->body_case == GPTOSS__RANK_MESSAGE__BODY_HELLO) {
+        hello(c, peer, message->hello, now);
+        return;
+    }
+    struct rank *rank = find(c, peer);
+    if (!rank || message->epoch != c->world.epoch)
+        return; /* of a world that is no more */
+    uint32_t number = (uint32_t)(rank - c->world.ranks);
+    rank->heard_us = now;
+    switch (message->body_case) {
+    case GPTOSS__RANK_MESSAGE__BODY_JOIN: join(c, rank, message->join, now); break;
+    case GPTOSS__RANK_MESSAGE__BODY_LOADING: loading(rank, message->loading); break;
+    case GPTOSS__RANK_MESSAGE__BODY_READY: ready(c, rank, message->ready, now); break;
+    case GPTOSS__RANK_MESSAGE__BODY_HEARTBEAT: heartbeat(rank, message->heartbeat); break;
+    case GPTOSS__RANK_MESSAGE__BODY_RESULT:
+        if (c->world.state != WORLD_SERVING || number + 1 != c->world.size)
+            break;
+        if (message->result->error[0]) {
+            char text[400];
+            copy(text, sizeof text, message->result->error);
+            ranks_lose(c, now, "rank %u on %s could not run step %llu: %s", number, rank->host,
+                       (unsigned long long)message->result->step, text);
+        } else {
+            sched_result(c, message->result, now);
+        }
+        break;
+    case GPTOSS__RANK_MESSAGE__BODY_FAILED: {
+        char text[400];
+        copy(text, sizeof text, message->failed->text);
+        ranks_lose(c, now, "rank %u: %s", number, text);
+        break;
+    }
+    default: break;
+    }
+}
+
+void ranks_gone(struct coordinator *c, const struct core_peer *peer, uint64_t now)
+{
+    struct rank *rank = find(c, peer);
+    if (rank)
+        ranks_lose(c, now, "rank %u on %s closed its connection", (unsigned)(rank - c->world.ranks),
+                   rank->host[0] ? rank->host : "its host");
+}
+
+void ranks_tick(struct coordinator *c, uint64_t now)
+{
+    if (c->world.state == WORLD_NONE)
+        return;
+    if (c->world.state == WORLD_JOINING && now - c->world.since_us > 6 * c->options.silence_us) {
+        ranks_lose(c, now, "not all of the %u ranks have joined after %llu s", c->world.size,
+                   (unsigned long long)((now - c->world.since_us) / CORE_SECOND));
+        return;
+    }
+    for (uint32_t i = 0; i < c->world.size; i++) {
+        const struct rank *rank = &c->world.ranks[i];
+        if (rank->here && now > rank->heard_us && now - rank->heard_us > c->options.silence_us) {
+            ranks_lose(c, now, "rank %u on %s has been silent for %.1f s", i, rank->host,
+                       (double)(now - rank->heard_us) / CORE_SECOND);
+            return;
+        }
+    }
+    if (c->world.state == WORLD_SERVING && c->oldest_step < c->next_step) {
+        const struct step *step = &c->steps[(c->oldest_step - 1) % c->world.plan->steps_in_flight];
+        if (now > step->issued_us && now - step->issued_us > c->options.step_deadline_us) {
+            ranks_lose(c, now, "step %llu has not finished after %.1f s",
+                       (unsigned long long)step->number,
+                       (double)(now - step->issued_us) / CORE_SECOND);
+            return;
+        }
+    }
+    if (now < c->heartbeat_us)
+        return;
+    c->heartbeat_us = now + CORE_HEARTBEAT_US;
+    Gptoss__SupervisorHeartbeat beat = GPTOSS__SUPERVISOR_HEARTBEAT__INIT;
+    beat.seconds = (double)now / CORE_SECOND;
+    for (uint32_t i = 0; i < c->world.size; i++)
+        if (c->world.ranks[i].here) {
+            Gptoss__SupervisorMessage m;
+            supervisor_init(&m, GPTOSS__SUPERVISOR_MESSAGE__BODY_HEARTBEAT);
+            m.heartbeat = &beat;
+            core_send_rank(c, &c->world.ranks[i].peer, &m);
+        }
+}
+
+/* status->stages: memory of the message is the caller's to free, with the array. */
+void ranks_status(const struct coordinator *c, Gptoss__Status *status)
+{
+    status->n_stages = c->world.size;
+    status->stages = base_alloc(c->world.size + 1, sizeof *status->stages);
+    for (uint32_t i = 0; i < c->world.size; i++) {
+        struct rank *rank = &c->world.ranks[i];
+        Gptoss__StageStatus *s = status->stages[i] = base_alloc(1, sizeof *s);
+        gptoss__stage_status__init(s);
+        s->stage = i;
+        s->host = rank->host;
+        s->device = rank->device;
+        if (c->world.plan) {
+            s->layer_first = c->world.plan->stages[i].layer_first;
+            s->layer_count = c->world.plan->stages[i].layer_count;
+        }
+        s->weights_bytes = rank->weights_bytes;
+        s->kv_bytes = rank->kv_bytes;
+        s->activation_bytes = rank->activation_bytes;
+        s->memory_free_bytes = rank->memory_free;
+        s->busy_seconds = rank->busy_seconds;
+        s->up_seconds = rank->up_seconds;
+        s->queue = rank->queue;
+        s->steps = rank->steps;
+        s->loaded = rank->loaded;
+    }
+    static const char *const states[] = {"waiting for ranks", "ranks are joining", "loading",
+                                         "serving"};
+    status->state = (char *)(uintptr_t)(c->draining ? "draining" : states[c->world.state]);
+    status->ready = c->world.state == WORLD_SERVING;
+    status->epoch = c->world.epoch;
+    if (c->world.plan && c->world.state == WORLD_SERVING) {
+        status->kv_block_tokens = c->world.plan->block_tokens;
+        status->kv_full_blocks = c->world.plan->full_blocks;
+        status->kv_window_blocks = c->world.plan->window_blocks;
+        status->sequences = c->world.plan->sequences;
+    }
+}

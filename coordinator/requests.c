@@ -1,0 +1,471 @@
+/*
+ * requests: the life of a request, from Generate to Finished. What is asked and whether it may be is
+ * in intake.c; text that leaves is in answer.c.
+ */
+#include "coordinator/requests.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static void server_init(Gptoss__ServerMessage *m, Gptoss__ServerMessage__BodyCase body)
+{
+    gptoss__server_message__init(m);
+    m->body_case = body;
+}
+
+void requests_refuse(struct coordinator *c, const struct core_peer *peer, const void *id,
+                     size_t id_size, Gptoss__Code code, uint64_t retry_ms, const char *text)
+{
+    Gptoss__Refused refused = GPTOSS__REFUSED__INIT;
+    refused.request_id = core_binary(id, id_size);
+    refused.code = code;
+    refused.text = (char *)(uintptr_t)text;
+    refused.retry_ms = retry_ms;
+    Gptoss__ServerMessage m;
+    server_init(&m, GPTOSS__SERVER_MESSAGE__BODY_REFUSED);
+    m.refused = &refused;
+    core_send_client(c, peer, &m);
+    c->n_refused++;
+}
+
+void requests_destroy(struct request *r)
+{
+    if (!r)
+        return;
+    prompt_free(&r->prompt);
+    for (uint32_t i = 0; i < r->n_stops; i++)
+        free((void *)(uintptr_t)r->stops[i].bytes);
+    tokens_free(&r->tokens);
+    harmony_parser_destroy(r->parser);
+    text_free(&r->held);
+    block_table_destroy(&r->full);
+    block_table_destroy(&r->window);
+    for (size_t i = 0; i < r->n_outputs; i++)
+        text_free(&r->outputs[i]);
+    free(r->outputs);
+    text_free(&r->finished);
+    free(r);
+}
+
+/* ── finding ───────────────────────────────────────────────────────────────────────────────── */
+
+struct request *requests_find_serial(const struct coordinator *c, uint64_t serial)
+{
+    size_t low = 0, high = c->n_requests;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (c->requests[middle]->serial < serial)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < c->n_requests && c->requests[low]->serial == serial ? c->requests[low] : NULL;
+}
+
+static struct request *find_id(const struct coordinator *c, ProtobufCBinaryData id)
+{
+    for (size_t i = 0; i < c->n_requests; i++) {
+        struct request *r = c->requests[i];
+        if (r->id_size == id.len && memcmp(r->id, id.data, id.len) == 0)
+            return r;
+    }
+    return NULL;
+}
+
+uint32_t requests_count(const struct coordinator *c, enum request_state state)
+{
+    uint32_t n = 0;
+    for (size_t i = 0; i < c->n_requests; i++)
+        n += c->requests[i]->state == state;
+    return n;
+}
+
+/* Requests that are older and not yet running. */
+static uint32_t queued_before(const struct coordinator *c, const struct request *r)
+{
+    uint32_t n = 0;
+    for (size_t i = 0; i < c->n_requests && c->requests[i] != r; i++)
+        n += c->requests[i]->state == REQUEST_WAITING || c->requests[i]->state == REQUEST_ENCODING;
+    return n;
+}
+
+/* ── the end ───────────────────────────────────────────────────────────────────────────────── */
+
+/* Lingering requests are kept for Resume, but not without bound: the oldest go first. */
+static void bound_lingering(struct coordinator *c)
+{
+    uint32_t done = requests_count(c, REQUEST_DONE);
+    for (size_t i = 0; i < c->n_requests && done > CORE_LINGERING_MAX; i++)
+        if (c->requests[i]->state == REQUEST_DONE && c->requests[i]->linger_until_us) {
+            c->requests[i]->linger_until_us = 0;
+            done--;
+        }
+}
+
+static double seconds(uint64_t from, uint64_t to)
+{
+    return to > from ? (double)(to - from) / CORE_SECOND : 0;
+}
+
+void requests_finish(struct coordinator *c, struct request *r, Gptoss__Finished__Reason reason,
+                     Gptoss__Code code, const char *text, uint64_t now)
+{
+    struct answer answer = {0};
+    answer_end(r, &answer);
+    if (r->state == REQUEST_ENCODING)
+        r->n_prompt = r->tokens.count; /* what there is, is prompt */
+
+    Gptoss__Finished finished = GPTOSS__FINISHED__INIT;
+    finished.request_id = core_binary(r->id, r->id_size);
+    finished.reason = reason;
+    finished.n_pieces = answer.n_pieces;
+    finished.pieces = answer_pieces(&answer);
+    finished.tokens = (uint32_t)(r->tokens.count - r->n_prompt);
+    finished.prompt_tokens = (uint32_t)r->n_prompt;
+    finished.reasoning_tokens = r->parser ? harmony_parser_reasoning_tokens(r->parser) : 0;
+    finished.queued_seconds = seconds(r->accepted_us, r->first_step_us ? r->first_step_us : now);
+    finished.first_token_seconds =
+        r->first_token_us ? seconds(r->accepted_us, r->first_token_us) : 0;
+    finished.total_seconds = seconds(r->accepted_us, now);
+    finished.code = code;
+    finished.text = (char *)(uintptr_t)(text ? text : "");
+    Gptoss__ServerMessage m;
+    server_init(&m, GPTOSS__SERVER_MESSAGE__BODY_FINISHED);
+    m.finished = &finished;
+    core_send_client(c, &r->client, &m);
+    if (r->linger_us) {
+        size_t size = protobuf_c_message_get_packed_size(&m.base);
+        uint8_t *bytes = base_alloc(size + 1, 1);
+        gptoss__server_message__pack(&m, bytes);
+        text_clear(&r->finished);
+        text_add(&r->finished, bytes, size);
+        free(bytes);
+    }
+    answer_free(&answer);
+
+    sched_release(c, r);
+    r->state = REQUEST_DONE;
+    r->linger_until_us = r->linger_us ? now + r->linger_us : 0;
+    prompt_free(&r->prompt);
+    c->n_finished++;
+    bound_lingering(c);
+}
+
+/* ── tokens ────────────────────────────────────────────────────────────────────────────────── */
+
+static void send_token(struct coordinator *c, struct request *r, const Gptoss__Sample *sample,
+                       struct answer *answer, uint64_t now)
+{
+    Gptoss__Token token = GPTOSS__TOKEN__INIT;
+    Gptoss__Logit top[CORE_TOP_LOGITS_MAX], *top_pointers[CORE_TOP_LOGITS_MAX];
+    token.index = (uint32_t)(r->tokens.count - r->n_prompt - 1);
+    token.id = sample->token;
+    token.n_pieces = answer->n_pieces;
+    token.pieces = answer_pieces(answer);
+    if (r->top_logits) {
+        token.logit = sample->logit;
+        token.log_sum_exp = sample->log_sum_exp;
+        token.n_top = sample->n_top_ids;
+        token.top = top_pointers;
+        for (size_t i = 0; i < sample->n_top_ids; i++) {
+            gptoss__logit__init(&top[i]);
+            top[i].id = sample->top_ids[i];
+            top[i].logit = sample->top_logits[i];
+            top_pointers[i] = &top[i];
+        }
+    }
+    Gptoss__Token *tokens[1] = {&token};
+    Gptoss__Output output = GPTOSS__OUTPUT__INIT;
+    output.request_id = core_binary(r->id, r->id_size);
+    output.n_tokens = 1;
+    output.tokens = tokens;
+    Gptoss__ServerMessage m;
+    server_init(&m, GPTOSS__SERVER_MESSAGE__BODY_OUTPUT);
+    m.output = &output;
+    core_send_client(c, &r->client, &m);
+    r->last_sent_us = now;
+    if (r->linger_us) {
+        size_t size = protobuf_c_message_get_packed_size(&m.base);
+        uint8_t *bytes = base_alloc(size + 1, 1);
+        gptoss__server_message__pack(&m, bytes);
+        r->outputs =
+            base_grow(r->outputs, &r->outputs_capacity, r->n_outputs + 1, sizeof *r->outputs);
+        r->outputs[r->n_outputs] = (struct text){0};
+        text_add(&r->outputs[r->n_outputs++], bytes, size);
+        free(bytes);
+    }
+}
+
+void requests_token(struct coordinator *c, struct request *r, const Gptoss__Sample *sample,
+                    uint64_t now)
+{
+    tokens_add(&r->tokens, sample->token);
+    c->n_sampled++;
+    if (!r->first_token_us)
+        r->first_token_us = now;
+    bool end = !r->ignore_eos && tokenizer_is_end(c->tokenizer, sample->token);
+    struct answer answer = {0};
+    /* The end-of-turn token that ends a raw completion is not part of its text. */
+    if (!(end && r->start == HARMONY_START_RAW))
+        answer_token(r, sample->token, &answer);
+    send_token(c, r, sample, &answer, now);
+    answer_free(&answer);
+
+    size_t sampled = r->tokens.count - r->n_prompt;
+    if (r->stopped)
+        requests_finish(c, r, GPTOSS__FINISHED__REASON__STOP, GPTOSS__CODE__OK, NULL, now);
+    else if (end)
+        requests_finish(c, r,
+                        harmony_parser_called(r->parser) ? GPTOSS__FINISHED__REASON__TOOL_CALLS
+                                                         : GPTOSS__FINISHED__REASON__STOP,
+                        GPTOSS__CODE__OK, NULL, now);
+    else if (sampled >= r->max_tokens)
+        requests_finish(c, r, GPTOSS__FINISHED__REASON__LENGTH, GPTOSS__CODE__OK, NULL, now);
+}
+
+/* ── messages ──────────────────────────────────────────────────────────────────────────────── */
+
+static void resume(struct coordinator *c, const struct core_peer *peer, const Gptoss__Resume *m,
+                   uint64_t now)
+{
+    struct request *r = find_id(c, m->request_id);
+    if (!r || !r->linger_us) {
+        requests_refuse(c, peer, m->request_id.data, m->request_id.len, GPTOSS__CODE__NOT_FOUND, 0,
+                        "no request of this id lingers here: it is over, or was sent without "
+                        "linger_ms");
+        return;
+    }
+    r->client = *peer;
+    r->last_sent_us = now;
+    r->linger_until_us = r->state == REQUEST_DONE ? now + r->linger_us : 0;
+    for (size_t i = m->from_index; i < r->n_outputs; i++)
+        core_send_bytes(c, peer, &r->outputs[i]);
+    if (r->state == REQUEST_DONE)
+        core_send_bytes(c, peer, &r->finished);
+}
+
+static void cancel(struct coordinator *c, const struct core_peer *peer, const Gptoss__Cancel *m,
+                   uint64_t now)
+{
+    struct request *r = find_id(c, m->request_id);
+    if (!r || r->state == REQUEST_DONE) {
+        requests_refuse(c, peer, m->request_id.data, m->request_id.len, GPTOSS__CODE__NOT_FOUND, 0,
+                        "no request of this id is alive");
+        return;
+    }
+    requests_finish(c, r, GPTOSS__FINISHED__REASON__CANCELLED, GPTOSS__CODE__OK, NULL, now);
+}
+
+static void status(struct coordinator *c, const struct core_peer *peer, uint64_t now)
+{
+    struct coordinator_counts counts;
+    coordinator_counts(c, &counts);
+    Gptoss__Status s = GPTOSS__STATUS__INIT;
+    s.version = (char *)(uintptr_t)GPTOSS_VERSION;
+    s.model = c->model_path;
+    s.uptime_seconds = seconds(c->started_us, now);
+    s.steps_in_flight = counts.steps_in_flight;
+    s.steps = counts.steps;
+    s.requests_running = counts.running;
+    s.requests_waiting = counts.waiting;
+    s.requests_finished = counts.finished;
+    s.requests_refused = counts.refused;
+    s.prompt_tokens = counts.prompt_tokens;
+    s.sampled_tokens = counts.sampled_tokens;
+    s.kv_full_blocks_used = counts.full_blocks_used;
+    s.kv_window_blocks_used = counts.window_blocks_used;
+    s.context = c->context;
+    ranks_status(c, &s);
+    Gptoss__ServerMessage m;
+    server_init(&m, GPTOSS__SERVER_MESSAGE__BODY_STATUS);
+    m.status = &s;
+    core_send_client(c, peer, &m);
+    for (size_t i = 0; i < s.n_stages; i++)
+        free(s.stages[i]);
+    free(s.stages);
+}
+
+static void generate(struct coordinator *c, const struct core_peer *peer, const Gptoss__Generate *m,
+                     uint64_t now)
+{
+    const ProtobufCBinaryData id = m->request_id;
+    struct request *old = id.len && id.len <= CORE_ID_MAX ? find_id(c, id) : NULL;
+    struct request *r = NULL;
+    char err[512];
+    Gptoss__Code code = GPTOSS__CODE__INVALID;
+    uint64_t retry_ms = 0;
+
+    if (c->draining) {
+        code = GPTOSS__CODE__SHUTTING_DOWN;
+        snprintf(err, sizeof err, "the coordinator is shutting down and takes no new requests");
+    } else if (old && !(old->state == REQUEST_DONE && !old->linger_until_us)) {
+        code = GPTOSS__CODE__DUPLICATE;
+        snprintf(err, sizeof err, "a request of this id is alive: choose another id, or Resume it");
+    } else if (requests_count(c, REQUEST_WAITING) + requests_count(c, REQUEST_ENCODING) >=
+               c->options.max_queue) {
+        code = GPTOSS__CODE__BUSY;
+        retry_ms = 1000;
+        snprintf(err, sizeof err, "%u requests wait already, which is the limit: try again later",
+                 c->options.max_queue);
+    } else {
+        r = intake_request(c, m, now, err, sizeof err);
+    }
+    if (!r) {
+        requests_refuse(c, peer, id.data, id.len <= CORE_ID_MAX ? id.len : 0, code, retry_ms, err);
+        return;
+    }
+    r->client = *peer;
+    r->serial = ++c->last_serial;
+    r->accepted_us = r->last_sent_us = now;
+    r->slot = CORE_NONE;
+    c->requests =
+        base_grow(c->requests, &c->requests_capacity, c->n_requests + 1, sizeof(struct request *));
+    c->requests[c->n_requests++] = r;
+}
+
+void requests_receive(struct coordinator *c, const struct core_peer *peer,
+                      const Gptoss__ClientMessage *message, uint64_t now)
+{
+    switch (message->body_case) {
+    case GPTOSS__CLIENT_MESSAGE__BODY_GENERATE: generate(c, peer, message->generate, now); break;
+    case GPTOSS__CLIENT_MESSAGE__BODY_RESUME: resume(c, peer, message->resume, now); break;
+    case GPTOSS__CLIENT_MESSAGE__BODY_CANCEL: cancel(c, peer, message->cancel, now); break;
+    case GPTOSS__CLIENT_MESSAGE__BODY_STATUS: status(c, peer, now); break;
+    default:
+        requests_refuse(c, peer, NULL, 0, GPTOSS__CODE__INVALID, 0,
+                        "ClientMessage has no body that this coordinator knows");
+    }
+}
+
+void requests_gone(struct coordinator *c, const struct core_peer *peer, uint64_t now)
+{
+    for (size_t i = 0; i < c->n_requests; i++) {
+        struct request *r = c->requests[i];
+        if (!core_peer_equal(&r->client, peer))
+            continue;
+        r->client.size = 0;
+        if (r->state == REQUEST_DONE)
+            continue;
+        if (r->linger_us) {
+            r->linger_until_us = now + r->linger_us;
+        } else {
+            core_log(c, LOG_DEBUG, "request %llu ends: its client is gone",
+                     (unsigned long long)r->serial);
+            requests_finish(c, r, GPTOSS__FINISHED__REASON__CANCELLED, GPTOSS__CODE__OK, NULL, now);
+        }
+    }
+}
+
+/* ── time ──────────────────────────────────────────────────────────────────────────────────── */
+
+static void accept_encoded(struct coordinator *c, struct request *r, uint64_t now)
+{
+    char text[256];
+    r->n_prompt = r->tokens.count;
+    prompt_free(&r->prompt);
+    Gptoss__Code code = GPTOSS__CODE__INVALID;
+    if (r->n_prompt == 0) {
+        snprintf(text, sizeof text, "the prompt is empty: give it at least one token");
+    } else if (r->n_prompt >= c->context) {
+        code = GPTOSS__CODE__TOO_LONG;
+        snprintf(text, sizeof text,
+                 "the prompt has %zu tokens and the context holds %u, the answer included: shorten "
+                 "it, or start the coordinator with a larger --context",
+                 r->n_prompt, c->context);
+    } else {
+        uint32_t room = c->context - (uint32_t)r->n_prompt;
+        if (!r->max_tokens || r->max_tokens > room)
+            r->max_tokens = room;
+        c->n_prompt += r->n_prompt;
+        r->state = REQUEST_WAITING;
+        Gptoss__Accepted accepted = GPTOSS__ACCEPTED__INIT;
+        accepted.request_id = core_binary(r->id, r->id_size);
+        accepted.queued_before = queued_before(c, r);
+        accepted.seed = r->seed;
+        Gptoss__ServerMessage m;
+        server_init(&m, GPTOSS__SERVER_MESSAGE__BODY_ACCEPTED);
+        m.accepted = &accepted;
+        core_send_client(c, &r->client, &m);
+        r->last_sent_us = now;
+        return;
+    }
+    requests_refuse(c, &r->client, r->id, r->id_size, code, 0, text);
+    r->state = REQUEST_DONE;
+    r->linger_until_us = 0;
+}
+
+/* Tokenises a bounded amount, oldest request first. */
+static bool encode(struct coordinator *c, uint64_t now)
+{
+    size_t budget = CORE_ENCODE_BUDGET;
+    for (size_t i = 0; i < c->n_requests; i++) {
+        struct request *r = c->requests[i];
+        if (r->state != REQUEST_ENCODING)
+            continue;
+        if (!budget)
+            return true;
+        size_t size = r->prompt.text.size;
+        if (!prompt_encode(&r->prompt, c->tokenizer, budget, &r->tokens))
+            return true; /* the budget is spent */
+        budget -= size < budget ? size : budget;
+        accept_encoded(c, r, now);
+    }
+    return false;
+}
+
+static void send_progress(struct coordinator *c, struct request *r, uint64_t now)
+{
+    Gptoss__Progress progress = GPTOSS__PROGRESS__INIT;
+    progress.request_id = core_binary(r->id, r->id_size);
+    progress.queued_before = r->state == REQUEST_RUNNING ? 0 : queued_before(c, r);
+    progress.prompt_tokens = (uint32_t)r->n_prompt;
+    progress.prompt_tokens_done = (uint32_t)(r->computed < r->n_prompt ? r->computed : r->n_prompt);
+    progress.ready = c->world.state == WORLD_SERVING;
+    Gptoss__ServerMessage m;
+    server_init(&m, GPTOSS__SERVER_MESSAGE__BODY_PROGRESS);
+    m.progress = &progress;
+    core_send_client(c, &r->client, &m);
+    r->last_sent_us = now;
+}
+
+bool requests_tick(struct coordinator *c, uint64_t now)
+{
+    bool more = encode(c, now);
+    size_t kept = 0;
+    for (size_t i = 0; i < c->n_requests; i++) {
+        struct request *r = c->requests[i];
+        if (r->state != REQUEST_DONE) {
+            if (now >= r->deadline_us)
+                requests_finish(c, r, GPTOSS__FINISHED__REASON__ERROR, GPTOSS__CODE__DEADLINE,
+                                "the request's deadline passed", now);
+            else if (!r->client.size && now >= r->linger_until_us)
+                requests_finish(c, r, GPTOSS__FINISHED__REASON__CANCELLED, GPTOSS__CODE__OK, NULL,
+                                now);
+            else if (r->client.size && now >= r->last_sent_us + CORE_PROGRESS_US)
+                send_progress(c, r, now);
+        }
+        if (r->state == REQUEST_DONE && now >= r->linger_until_us)
+            requests_destroy(r);
+        else
+            c->requests[kept++] = r;
+    }
+    c->n_requests = kept;
+    return more;
+}
+
+uint64_t requests_next(const struct coordinator *c, uint64_t now)
+{
+    uint64_t next = now + CORE_SECOND;
+    for (size_t i = 0; i < c->n_requests; i++) {
+        const struct request *r = c->requests[i];
+        uint64_t at = r->linger_until_us;
+        if (r->state != REQUEST_DONE) {
+            at = r->client.size ? r->last_sent_us + CORE_PROGRESS_US : r->linger_until_us;
+            if (r->deadline_us < at)
+                at = r->deadline_us;
+        }
+        if (at < next)
+            next = at;
+    }
+    return next;
+}

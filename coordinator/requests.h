@@ -1,0 +1,31 @@
+/*
+ * requests: what requests.c, intake.c and answer.c share.
+ */
+#ifndef GPTOSS_COORDINATOR_REQUESTS_H
+#define GPTOSS_COORDINATOR_REQUESTS_H
+
+#include "coordinator/core.h"
+
+/* intake.c: a request out of a Generate, every field checked; state ENCODING, or NULL and a sentence.
+ * The caller sets client, serial, slot and times. */
+struct request *intake_request(struct coordinator *c, const Gptoss__Generate *m, uint64_t now,
+                               char *err, size_t err_size);
+
+/* answer.c: the text that becomes certain with a token, after stop texts were looked for. */
+struct answer_piece {
+    Gptoss__Piece piece;
+    struct text recipient, text;
+};
+struct answer {
+    struct answer_piece *list; /* [n_pieces] */
+    size_t n_pieces, capacity;
+    Gptoss__Piece **pointers;
+};
+/* Sets r->stopped when a stop text was met; text from there on is not part of the answer. */
+void answer_token(struct request *r, uint32_t id, struct answer *answer);
+void answer_end(struct request *r, struct answer *answer);
+/* The pieces as protobuf wants them; valid until the answer changes or is freed. */
+Gptoss__Piece **answer_pieces(struct answer *answer);
+void answer_free(struct answer *answer);
+
+#endif

@@ -1,0 +1,2 @@
+gptoss_test(coordinator gptoss_coordinator)
+target_sources(test_coordinator PRIVATE world.c)

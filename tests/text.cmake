@@ -1,0 +1,7 @@
+gptoss_test(tokenizer gptoss_coordinator_text)
+gptoss_test(vocabulary gptoss_coordinator_text)
+add_executable(tokenizer_ids tokenizer_ids.c)
+target_link_libraries(tokenizer_ids PRIVATE gptoss_coordinator_text gptoss_flags)
+set_target_properties(tokenizer_ids PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/tests)
+gptoss_test(harmony gptoss_coordinator_text PkgConfig::jansson)
+gptoss_test(harmony_parse gptoss_coordinator_text PkgConfig::jansson)
