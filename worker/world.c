@@ -1,0 +1,190 @@
+#include "worker/world.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "base/base.h"
+
+#define LEAVE_SECONDS 5 /* for MPI_Finalize and MPI_Abort, which hang when a neighbour has died */
+
+static int mpi_failed(int rc, const char *call, char *err, size_t err_size)
+{
+    char text[MPI_MAX_ERROR_STRING] = "";
+    int size = 0;
+    MPI_Error_string(rc, text, &size);
+    snprintf(err, err_size, "%s failed: %s", call, text);
+    return -1;
+}
+
+/* ── doorbells ─────────────────────────────────────────────────────────────────────────────── */
+
+/* An abstract address: no file, gone with the process. */
+static socklen_t bell_address(struct sockaddr_un *address, uint64_t world, uint32_t rank)
+{
+    memset(address, 0, sizeof *address);
+    address->sun_family = AF_UNIX;
+    int size = snprintf(address->sun_path + 1, sizeof address->sun_path - 1, "gptoss-%016llx-%u",
+                        (unsigned long long)world, rank);
+    return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)size);
+}
+
+static void bell_open(struct worker_world *world)
+{
+    struct sockaddr_un address;
+    socklen_t size = bell_address(&address, world->info.id, world->info.rank);
+    world->bell = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (world->bell >= 0 && bind(world->bell, (struct sockaddr *)&address, size)) {
+        close(world->bell);
+        world->bell = -1; /* polling will do */
+    }
+}
+
+void world_ring(struct worker_world *world, uint32_t rank)
+{
+    if (world->bell < 0 || !world->same_host[rank])
+        return;
+    struct sockaddr_un address;
+    socklen_t size = bell_address(&address, world->info.id, rank);
+    /* A full queue means that it is ringing already. */
+    (void)sendto(world->bell, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL, (struct sockaddr *)&address,
+                 size);
+}
+
+void world_ring_drain(struct worker_world *world)
+{
+    char byte;
+    for (int i = 0; i < 64 && recv(world->bell, &byte, 1, MSG_DONTWAIT) >= 0; i++)
+        ;
+}
+
+/* ── life ──────────────────────────────────────────────────────────────────────────────────── */
+
+static int find_local(struct worker_world *world, char *err, size_t err_size)
+{
+    MPI_Comm local = MPI_COMM_NULL;
+    int *ranks = base_alloc(world->info.size, sizeof *ranks);
+    int rank = 0, size = 1, self = (int)world->info.rank;
+    int rc = MPI_Comm_split_type(world->comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &local);
+    if (rc == MPI_SUCCESS) {
+        MPI_Comm_rank(local, &rank);
+        MPI_Comm_size(local, &size);
+        rc = MPI_Allgather(&self, 1, MPI_INT, ranks, 1, MPI_INT, local);
+        MPI_Comm_free(&local);
+    }
+    if (rc == MPI_SUCCESS) {
+        world->info.local_rank = (uint32_t)rank;
+        world->info.local_size = (uint32_t)size;
+        world->same_host = base_alloc(world->info.size, 1);
+        for (int i = 0; i < size; i++)
+            world->same_host[ranks[i]] = 1;
+    }
+    free(ranks);
+    return rc == MPI_SUCCESS ? 0 : mpi_failed(rc, "MPI_Comm_split_type", err, err_size);
+}
+
+int worker_world_create(struct worker_world **out, char *err, size_t err_size)
+{
+    *out = NULL;
+    processors_unbind();
+    int provided, rank, size, rc, found = 0;
+    if ((rc = MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &provided)) != MPI_SUCCESS)
+        return mpi_failed(rc, "MPI_Init_thread", err, err_size);
+    if (provided < MPI_THREAD_FUNNELED) {
+        snprintf(err, err_size,
+                 "this MPI library does not allow threads beside the one that calls "
+                 "it: build it with thread support");
+        return -1;
+    }
+    struct worker_world *world = base_alloc(1, sizeof *world);
+    world->bell = -1;
+    if ((rc = MPI_Comm_dup(MPI_COMM_WORLD, &world->comm)) != MPI_SUCCESS) {
+        mpi_failed(rc, "MPI_Comm_dup", err, err_size);
+        goto fail;
+    }
+    MPI_Comm_set_errhandler(world->comm, MPI_ERRORS_RETURN);
+    MPI_Comm_rank(world->comm, &rank);
+    MPI_Comm_size(world->comm, &size);
+    world->info.rank = (uint32_t)rank;
+    world->info.size = (uint32_t)size;
+    int *tag_max = NULL;
+    MPI_Comm_get_attr(MPI_COMM_WORLD, MPI_TAG_UB, &tag_max, &found);
+    world->tag_max = found ? *tag_max : 32767;
+    if (gethostname(world->info.host, sizeof world->info.host) || !world->info.host[0])
+        snprintf(world->info.host, sizeof world->info.host, "unknown");
+    world->info.host[sizeof world->info.host - 1] = 0;
+
+    if (rank == 0 && getrandom(&world->info.id, sizeof world->info.id, 0) < 0)
+        world->info.id = clock_us() ^ (uint64_t)getpid() << 40;
+    rc = MPI_Bcast(&world->info.id, sizeof world->info.id, MPI_BYTE, 0, world->comm);
+    if (rc != MPI_SUCCESS) {
+        mpi_failed(rc, "MPI_Bcast", err, err_size);
+        goto fail;
+    }
+    if (find_local(world, err, err_size))
+        goto fail;
+    bell_open(world);
+    *out = world;
+    return 0;
+
+fail:
+    worker_world_destroy(world);
+    return -1;
+}
+
+const struct worker_world_info *worker_world_info(const struct worker_world *world)
+{
+    return &world->info;
+}
+
+uint32_t worker_world_threads(const struct worker_world *world)
+{
+    uint32_t threads = processors_count() / world->info.local_size;
+    return threads ? threads : 1;
+}
+
+static volatile sig_atomic_t leave_code;
+
+static void leave_now(int signal)
+{
+    (void)signal;
+    _exit(leave_code);
+}
+
+static void leave_alarm(int code)
+{
+    leave_code = code;
+    struct sigaction action = {.sa_handler = leave_now};
+    sigaction(SIGALRM, &action, NULL);
+    alarm(LEAVE_SECONDS);
+}
+
+void worker_world_leave(struct worker_world *world, int code)
+{
+    leave_alarm(code);
+    MPI_Comm_free(&world->comm);
+    MPI_Finalize();
+    alarm(0);
+}
+
+void worker_world_abort(struct worker_world *world, int code)
+{
+    leave_alarm(code);
+    MPI_Abort(world ? world->comm : MPI_COMM_WORLD, code);
+    _exit(code);
+}
+
+void worker_world_destroy(struct worker_world *world)
+{
+    if (world == NULL)
+        return;
+    if (world->bell >= 0)
+        close(world->bell);
+    free(world->same_host);
+    free(world);
+}
