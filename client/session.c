@@ -1,0 +1,203 @@
+/*
+ * session: one connection to a coordinator. It waits in zmq_poll for at most a fifth of a second at a
+ * time, so that a signal that comes just before it is seen soon after.
+ */
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/random.h>
+#include <zmq.h>
+
+#include "client/client.h"
+
+#define POLL_MS        200
+#define CANCEL_SECONDS 3.0 /* to wait for the end of a request that was cancelled */
+
+static volatile sig_atomic_t interrupts;
+
+static void on_interrupt(int signal)
+{
+    (void)signal;
+    interrupts++;
+}
+
+int session_open(struct session *s, const struct options *o, char *err, size_t err_size)
+{
+    *s = (struct session){0};
+    s->context = zmq_ctx_new();
+    if (s->context == NULL) {
+        snprintf(err, err_size, "cannot start ZeroMQ: %s", zmq_strerror(errno));
+        return -1;
+    }
+    if (proto_connect(&s->socket, s->context, o->endpoint, err, err_size) == 0)
+        return 0;
+    session_close(s);
+    return -1;
+}
+
+void session_close(struct session *s)
+{
+    proto_close(s->socket);
+    if (s->context != NULL)
+        zmq_ctx_term(s->context); /* waits PROTO_LINGER_MS at most */
+    proto_frame_free(&s->frame);
+    *s = (struct session){0};
+}
+
+void session_new_id(struct text *id)
+{
+    uint64_t random;
+    if (getrandom(&random, sizeof random, 0) != (ssize_t)sizeof random)
+        random = clock_us();
+    text_clear(id);
+    text_print(id, "client-%016llx", (unsigned long long)random);
+}
+
+static void send_cancel(struct session *s, const struct answer *a)
+{
+    char err[256];
+    Gptoss__ClientMessage message = GPTOSS__CLIENT_MESSAGE__INIT;
+    Gptoss__Cancel cancel = GPTOSS__CANCEL__INIT;
+    cancel.request_id = (ProtobufCBinaryData){a->id.size, (uint8_t *)a->id.bytes};
+    message.body_case = GPTOSS__CLIENT_MESSAGE__BODY_CANCEL;
+    message.cancel = &cancel;
+    proto_send(s->socket, &message.base, err, sizeof err);
+}
+
+/* The next message that is there. 1 and *message; 0: there is none; -1: nonsense, or a failure. */
+static int next_message(struct session *s, Gptoss__ServerMessage **message, char *err,
+                        size_t err_size)
+{
+    int status = proto_receive(s->socket, &s->frame, err, err_size);
+    if (status == 0)
+        return 0;
+    *message =
+        status != 1
+            ? NULL
+            : (Gptoss__ServerMessage *)proto_unpack(&gptoss__server_message__descriptor,
+                                                    s->frame.bytes, s->frame.size, err, err_size);
+    return *message != NULL ? 1 : -1;
+}
+
+static enum session_end fell_silent(const struct options *o, bool heard, char *err, size_t err_size)
+{
+    char time[32];
+    text_seconds(time, heard ? o->silence_seconds : o->timeout_seconds);
+    if (heard) {
+        snprintf(err, err_size,
+                 "the coordinator at %s has been silent for %s: it is lost; if it is running, ask "
+                 "again",
+                 o->endpoint, time);
+        return SESSION_LOST;
+    }
+    bool usual = strcmp(o->endpoint, CLIENT_ENDPOINT) == 0;
+    snprintf(err, err_size,
+             "no coordinator answers at %s (waited %s)\n"
+             "start one:        gptoss-coordinator --launch 1 --model FILE.gguf%s%s\n"
+             "or say where:     --connect ENDPOINT, or GPTOSS_CONNECT",
+             o->endpoint, time, usual ? "" : " --bind ", usual ? "" : o->endpoint);
+    return SESSION_ABSENT;
+}
+
+/* Takes what is there. 1: the answer is complete; 0: not yet; -1: broken. *heard: something came. */
+static int take_messages(struct session *s, struct answer *a, struct view *v, bool *heard,
+                         char *err, size_t err_size)
+{
+    Gptoss__ServerMessage *message = NULL;
+    int status = 0;
+    /* Bounded, so that a flood of them does not keep Ctrl-C waiting. */
+    for (int i = 0; i < 256 && (status = next_message(s, &message, err, err_size)) == 1; i++) {
+        int taken = answer_take(a, message, view_piece, v, err, err_size);
+        if (taken == 1) {
+            *heard = true;
+            if (message->body_case == GPTOSS__SERVER_MESSAGE__BODY_PROGRESS)
+                view_progress(v, message->progress);
+        }
+        proto_free(&message->base);
+        if (taken < 0)
+            return -1;
+        if (a->state == ANSWER_REFUSED || a->state == ANSWER_FINISHED)
+            return 1;
+    }
+    return status < 0 ? -1 : 0;
+}
+
+static enum session_end wait_for_answer(struct session *s, const struct options *o,
+                                        struct answer *a, struct view *v, char *err,
+                                        size_t err_size)
+{
+    double last = clock_seconds(), cancelled = 0;
+    bool heard_any = false;
+    int seen = 0;
+    for (;;) {
+        bool heard = false;
+        int status = take_messages(s, a, v, &heard, err, err_size);
+        fflush(v->out);
+        double now = clock_seconds();
+        if (status == 1)
+            return seen > 0 ? SESSION_INTERRUPTED : SESSION_DONE;
+        if (status < 0)
+            return SESSION_BROKEN;
+        if (heard) {
+            heard_any = true;
+            last = now;
+        }
+        if (interrupts > seen) {
+            if (seen++ > 0)
+                return SESSION_INTERRUPTED;
+            send_cancel(s, a);
+            cancelled = now;
+        }
+        if (seen > 0 && now - cancelled > CANCEL_SECONDS)
+            return SESSION_INTERRUPTED;
+        if (now - last > (heard_any ? o->silence_seconds : o->timeout_seconds))
+            return fell_silent(o, heard_any, err, err_size);
+        zmq_pollitem_t item = {.socket = s->socket, .events = ZMQ_POLLIN};
+        zmq_poll(&item, 1, POLL_MS);
+    }
+}
+
+enum session_end session_wait(struct session *s, const struct options *o, struct answer *a,
+                              struct view *v, char *err, size_t err_size)
+{
+    struct sigaction handler = {.sa_handler = on_interrupt}, before;
+    interrupts = 0;
+    sigaction(SIGINT, &handler, &before);
+    snprintf(err, err_size, "interrupted");
+    enum session_end end = wait_for_answer(s, o, a, v, err, err_size);
+    view_end(v);
+    sigaction(SIGINT, &before, NULL);
+    if (end == SESSION_BROKEN) {
+        char why[256];
+        snprintf(why, sizeof why, "%s", err);
+        snprintf(err, err_size, "what %s sends is not an answer: %s", o->endpoint, why);
+    }
+    return end;
+}
+
+enum session_end session_status(struct session *s, const struct options *o,
+                                Gptoss__ServerMessage **status, char *err, size_t err_size)
+{
+    Gptoss__ClientMessage message = GPTOSS__CLIENT_MESSAGE__INIT;
+    Gptoss__StatusRequest request = GPTOSS__STATUS_REQUEST__INIT;
+    message.body_case = GPTOSS__CLIENT_MESSAGE__BODY_STATUS;
+    message.status = &request;
+    if (proto_send(s->socket, &message.base, err, err_size) != 0)
+        return SESSION_BROKEN;
+    double start = clock_seconds();
+    while (clock_seconds() - start < o->timeout_seconds) {
+        int got = next_message(s, status, err, err_size);
+        if (got < 0)
+            return SESSION_BROKEN;
+        if (got == 1 && (*status)->body_case == GPTOSS__SERVER_MESSAGE__BODY_STATUS)
+            return SESSION_DONE;
+        if (got == 1) {
+            proto_free(&(*status)->base);
+            continue;
+        }
+        zmq_pollitem_t item = {.socket = s->socket, .events = ZMQ_POLLIN};
+        zmq_poll(&item, 1, POLL_MS);
+    }
+    *status = NULL;
+    return fell_silent(o, false, err, err_size);
+}

@@ -1,0 +1,5 @@
+gptoss_test(client_answer gptoss_client)
+foreach(name client client_terminal)
+  gptoss_test(${name} gptoss_client PkgConfig::zmq PkgConfig::jansson Threads::Threads)
+  add_dependencies(test_${name} gptoss-client)
+endforeach()
