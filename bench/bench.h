@@ -1,0 +1,162 @@
+/*
+ * bench: how fast the pipeline is, in llama-bench's words.
+ *
+ * A test is a prompt of n_prompt tokens, or n_gen tokens generated one after the other, or both, for
+ * `sequences` sequences at a time, each with n_depth tokens before it in its KV cache. A *driver* runs
+ * tests on a world of ranks that it has started: `loop` plays the coordinator's part towards the ranks
+ * itself, `served` asks a real coordinator as a client does. The same test with the same seed gives
+ * the same tokens in every world; verify.c holds them against each other.
+ */
+#ifndef GPTOSS_BENCH_BENCH_H
+#define GPTOSS_BENCH_BENCH_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "base/base.h"
+#include "gguf/gguf.h"
+#include "plan/plan.h"
+
+/* gptoss-bench pipeline: everything after the program's name. Returns an exit code. */
+int bench_pipeline(int argc, char **argv);
+
+/* Whether Ctrl-C or SIGTERM came; every wait looks at it. */
+bool bench_interrupted(void);
+
+/* ── tests ─────────────────────────────────────────────────────────────────────────────────── */
+
+struct bench_test {
+    uint32_t n_prompt, n_gen, n_depth;
+    uint32_t sequences;
+};
+
+/* Tokens that each sequence samples: one after a prompt, one for each generated position. */
+uint32_t bench_test_samples(const struct bench_test *test);
+/* "pp512", "tg128 @ d4096", "pp512+tg128". */
+void bench_test_name(const struct bench_test *test, char *name, size_t name_size);
+
+struct bench_sample {
+    double seconds;
+    double tokens; /* that went through in this time, of all sequences */
+    uint32_t *ids; /* [sequences, bench_test_samples], the caller's */
+};
+
+/* Ordinary tokens: ids that a prompt may be made of, and the end of those that are sampled. */
+struct bench_vocabulary {
+    uint32_t limit;
+    const struct gguf_key *types; /* tokenizer.ggml.token_type, or NULL */
+};
+void bench_vocabulary(const struct gguf_model *model, struct bench_vocabulary *vocabulary);
+/* ids[n]: random, the same for the same seed and sequence. */
+void bench_prompt(const struct bench_vocabulary *vocabulary, uint64_t seed, uint32_t sequence,
+                  uint32_t *ids, uint32_t n);
+
+/* ── worlds ────────────────────────────────────────────────────────────────────────────────── */
+
+struct bench_world_options {
+    const struct gguf_model *model;
+    const char *path; /* absolute */
+    struct bench_vocabulary vocabulary;
+    uint32_t stages, threads; /* threads: of a rank; 0: the ranks choose */
+    const char *device;
+    enum plan_kv_type kv_type;
+    uint32_t context, sequences; /* the largest of all tests */
+    uint32_t step_tokens;        /* of a prefill step */
+};
+
+/* What the ranks said they are. */
+struct bench_world_info {
+    char backend[16]; /* "CPU", "CUDA", "reference" */
+    char device[96];
+    uint32_t threads; /* of a rank; 0: not known */
+    char layers[256]; /* "16,8" */
+};
+
+struct bench_driver {
+    const char *name; /* of --through */
+    /* Starts the ranks and waits until they are ready. 0, or an exit code and a sentence. */
+    int (*open)(void **world, const struct bench_world_options *options,
+                struct bench_world_info *info, char *err, size_t err_size);
+    /* NULL, or why the test cannot be measured this way. */
+    const char *(*cannot)(const struct bench_test *test);
+    int (*run)(void *world, const struct bench_test *test, uint64_t seed,
+               struct bench_sample *sample, char *err, size_t err_size);
+    void (*close)(void *world); /* ends the ranks; NULL is fine */
+};
+extern const struct bench_driver bench_loop, bench_served;
+
+/* ── list.c ────────────────────────────────────────────────────────────────────────────────── */
+
+struct bench_list {
+    uint32_t *values; /* free() */
+    size_t n;
+};
+/* "1,2,4", "1-4" (1,2,3,4), "0-64+16", "128-1024*2", mixed by commas. -1 and a sentence. */
+int bench_list_parse(const char *option, const char *text, uint32_t min, uint32_t max,
+                     struct bench_list *list, char *err, size_t err_size);
+/* "512,128": a prompt and a generation. */
+int bench_pair_parse(const char *option, const char *text, uint32_t *n_prompt, uint32_t *n_gen,
+                     char *err, size_t err_size);
+
+/* ── child.c ───────────────────────────────────────────────────────────────────────────────── */
+
+struct bench_child {
+    pid_t pid; /* leads a process group; 0: none */
+    char name[32];
+};
+/* argv[0] is looked up in PATH. The child's stdout is our stderr; it is told to end should we die. */
+int bench_child_start(struct bench_child *child, const char *const *argv, char *err,
+                      size_t err_size);
+bool bench_child_ended(struct bench_child *child, int *code);
+/* Gives it `seconds` to end, then asks, then kills the group. */
+void bench_child_stop(struct bench_child *child, double seconds);
+/* The program `name` beside this one, else in PATH. */
+void bench_beside(const char *name, char *path, size_t path_size);
+/* A new folder for sockets, for 64 bytes; and its removal with what the sockets left in it. */
+int bench_folder_create(char *path, size_t path_size, char *err, size_t err_size);
+void bench_folder_remove(const char *path);
+
+/* ── report.c ──────────────────────────────────────────────────────────────────────────────── */
+
+enum bench_format { BENCH_MD, BENCH_CSV, BENCH_JSON, BENCH_JSONL };
+
+struct bench_result {
+    const struct bench_world_options *options;
+    const struct bench_world_info *info;
+    const char *through;
+    struct bench_test test;
+    char time[32];                 /* when it began, ISO 8601, UTC */
+    size_t n;                      /* repetitions */
+    const double *seconds, *speed; /* [n]; speed in tokens a second */
+};
+
+struct bench_report;
+struct bench_report *bench_report_create(enum bench_format format, const struct gguf_model *model);
+void bench_report_add(struct bench_report *report, const struct bench_result *result);
+/* Prints what is left to print on stdout, and frees. */
+void bench_report_finish(struct bench_report *report);
+
+void bench_statistics(const double *values, size_t n, double *mean, double *deviation);
+
+/* ── machine.c ─────────────────────────────────────────────────────────────────────────────── */
+
+void bench_cpu_info(char *text, size_t text_size);
+/* "gpt-oss 20.9B MXFP4 MoE" */
+void bench_model_type(const struct gguf_model *model, char *text, size_t text_size);
+uint64_t bench_model_parameters(const struct gguf_model *model);
+
+/* ── verify.c ──────────────────────────────────────────────────────────────────────────────── */
+
+struct bench_verify;
+struct bench_verify *bench_verify_create(size_t n_tests, size_t repetitions);
+void bench_verify_destroy(struct bench_verify *verify);
+/* The tokens of one repetition in one world. Those of the first world are kept; a difference from them
+ * is told on stderr. */
+void bench_verify_add(struct bench_verify *verify, size_t test_index, size_t repetition,
+                      const struct bench_test *test, const uint32_t *ids, const char *world);
+/* The last line, on stderr. Whether no token differed. */
+bool bench_verify_finish(const struct bench_verify *verify);
+
+#endif

@@ -1,0 +1,267 @@
+/*
+ * report: results as llama-bench writes them. Fields of the machine formats keep its names; ours come
+ * after those they are like.
+ */
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "bench/bench.h"
+
+struct field {
+    const char *name;
+    bool is_number;
+    char text[300];
+};
+
+enum { FIELDS_MAX = 40 };
+
+struct row {
+    char cells[10][128];
+};
+
+struct bench_report {
+    enum bench_format format;
+    const struct gguf_model *model;
+    char cpu[128], type[96];
+    size_t n; /* results so far */
+    /* Markdown is printed at the end, when it is known which columns differ. */
+    struct row *rows;
+    size_t capacity;
+};
+
+void bench_statistics(const double *values, size_t n, double *mean, double *deviation)
+{
+    double sum = 0, squares = 0;
+    for (size_t i = 0; i < n; i++)
+        sum += values[i];
+    *mean = n ? sum / (double)n : 0;
+    for (size_t i = 0; i < n; i++)
+        squares += (values[i] - *mean) * (values[i] - *mean);
+    *deviation = n > 1 ? sqrt(squares / (double)(n - 1)) : 0;
+}
+
+struct bench_report *bench_report_create(enum bench_format format, const struct gguf_model *model)
+{
+    struct bench_report *report = base_alloc(1, sizeof *report);
+    report->format = format;
+    report->model = model;
+    bench_cpu_info(report->cpu, sizeof report->cpu);
+    bench_model_type(model, report->type, sizeof report->type);
+    return report;
+}
+
+/* ── fields of CSV and JSON ────────────────────────────────────────────────────────────────── */
+
+struct fields {
+    struct field list[FIELDS_MAX];
+    size_t n;
+};
+
+static void add_text(struct fields *fields, const char *name, const char *text)
+{
+    struct field *field = &fields->list[fields->n++];
+    field->name = name;
+    field->is_number = false;
+    snprintf(field->text, sizeof field->text, "%s", text);
+}
+
+static void add_integer(struct fields *fields, const char *name, uint64_t value)
+{
+    struct field *field = &fields->list[fields->n++];
+    field->name = name;
+    field->is_number = true;
+    snprintf(field->text, sizeof field->text, "%" PRIu64, value);
+}
+
+static void add_real(struct fields *fields, const char *name, double value)
+{
+    struct field *field = &fields->list[fields->n++];
+    field->name = name;
+    field->is_number = true;
+    snprintf(field->text, sizeof field->text, "%.6f", value);
+}
+
+static const char *kv_type_name(enum plan_kv_type type)
+{
+    return type == PLAN_KV_F16 ? "f16" : type == PLAN_KV_BF16 ? "bf16" : "f32";
+}
+
+static void fill_fields(const struct bench_report *report, const struct bench_result *result,
+                        struct fields *f)
+{
+    const struct bench_world_options *o = result->options;
+    const struct bench_world_info *info = result->info;
+    double seconds, seconds_deviation, speed, speed_deviation;
+    bench_statistics(result->seconds, result->n, &seconds, &seconds_deviation);
+    bench_statistics(result->speed, result->n, &speed, &speed_deviation);
+    f->n = 0;
+    add_text(f, "build_commit", GPTOSS_COMMIT);
+    add_integer(f, "build_number", GPTOSS_COMMIT_NUMBER);
+    add_text(f, "cpu_info", report->cpu);
+    add_text(f, "gpu_info", strcmp(info->backend, "CUDA") ? "" : info->device);
+    add_text(f, "backends", info->backend);
+    add_text(f, "model_filename", o->path);
+    add_text(f, "model_type", report->type);
+    add_integer(f, "model_size", report->model->bytes);
+    add_integer(f, "model_n_params", bench_model_parameters(report->model));
+    add_integer(f, "n_batch", o->step_tokens);
+    add_integer(f, "n_ubatch", o->step_tokens);
+    add_integer(f, "n_threads", info->threads);
+    add_text(f, "type_k", kv_type_name(o->kv_type));
+    add_text(f, "type_v", kv_type_name(o->kv_type));
+    add_integer(f, "stages", o->stages);
+    add_text(f, "layers", info->layers);
+    add_text(f, "device", info->device);
+    add_text(f, "through", result->through);
+    add_integer(f, "sequences", result->test.sequences);
+    add_integer(f, "n_prompt", result->test.n_prompt);
+    add_integer(f, "n_gen", result->test.n_gen);
+    add_integer(f, "n_depth", result->test.n_depth);
+    add_text(f, "test_time", result->time);
+    add_integer(f, "avg_ns", (uint64_t)(seconds * 1e9));
+    add_integer(f, "stddev_ns", (uint64_t)(seconds_deviation * 1e9));
+    add_real(f, "avg_ts", speed);
+    add_real(f, "stddev_ts", speed_deviation);
+}
+
+static void print_csv(const struct bench_report *report, const struct fields *f)
+{
+    if (report->n == 0)
+        for (size_t i = 0; i < f->n; i++)
+            printf("%s%s", f->list[i].name, i + 1 < f->n ? "," : "\n");
+    for (size_t i = 0; i < f->n; i++) {
+        putchar('"');
+        for (const char *c = f->list[i].text; *c; c++)
+            printf(*c == '"' ? "%c\"" : "%c", *c);
+        printf(i + 1 < f->n ? "\"," : "\"\n");
+    }
+}
+
+static void add_samples(struct text *out, const char *name, const double *values, size_t n,
+                        double scale, int digits)
+{
+    text_print(out, "\"%s\": [", name);
+    for (size_t i = 0; i < n; i++)
+        text_print(out, "%s%.*f", i ? ", " : "", digits, values[i] * scale);
+    text_print(out, "]");
+}
+
+static void print_json(const struct bench_report *report, const struct bench_result *result,
+                       const struct fields *f)
+{
+    bool lines = report->format == BENCH_JSONL;
+    const char *between = lines ? ", " : ",\n    ";
+    struct text out = {0};
+    if (lines)
+        text_print(&out, "{");
+    else
+        text_print(&out, report->n ? ",\n  {\n    " : "[\n  {\n    ");
+    for (size_t i = 0; i < f->n; i++) {
+        text_print(&out, "\"%s\": ", f->list[i].name);
+        if (f->list[i].is_number)
+            text_print(&out, "%s", f->list[i].text);
+        else
+            text_json_string(&out, f->list[i].text, strlen(f->list[i].text));
+        text_print(&out, "%s", between);
+    }
+    add_samples(&out, "samples_ns", result->seconds, result->n, 1e9, 0);
+    text_print(&out, "%s", between);
+    add_samples(&out, "samples_ts", result->speed, result->n, 1, 6);
+    text_print(&out, lines ? "}\n" : "\n  }");
+    fputs(out.bytes, stdout);
+    text_free(&out);
+}
+
+/* ── the table for people ──────────────────────────────────────────────────────────────────── */
+
+enum { MODEL, SIZE, PARAMS, BACKEND, THREADS, STAGES, SEQS, THROUGH, TEST, SPEED, COLUMNS };
+
+static const char *const headings[COLUMNS] = {"model",  "size", "params",  "backend", "threads",
+                                              "stages", "seqs", "through", "test",    "t/s"};
+
+static void keep_row(struct bench_report *report, const struct bench_result *result)
+{
+    double speed, deviation;
+    char size[32];
+    uint64_t parameters = bench_model_parameters(report->model);
+    bench_statistics(result->speed, result->n, &speed, &deviation);
+    report->rows = base_grow(report->rows, &report->capacity, report->n + 1, sizeof *report->rows);
+    struct row *row = &report->rows[report->n];
+    memset(row, 0, sizeof *row);
+    enum { CELL = sizeof row->cells[0] };
+    snprintf(row->cells[MODEL], CELL, "%s", report->type);
+    snprintf(row->cells[SIZE], CELL, "%s", text_bytes(size, report->model->bytes));
+    snprintf(row->cells[PARAMS], CELL, parameters >= 1000000000 ? "%.2f B" : "%.2f M",
+             (double)parameters / (parameters >= 1000000000 ? 1e9 : 1e6));
+    snprintf(row->cells[BACKEND], CELL, "%s", result->info->backend);
+    if (result->info->threads)
+        snprintf(row->cells[THREADS], CELL, "%" PRIu32, result->info->threads);
+    snprintf(row->cells[STAGES], CELL, "%" PRIu32, result->options->stages);
+    snprintf(row->cells[SEQS], CELL, "%" PRIu32, result->test.sequences);
+    snprintf(row->cells[THROUGH], CELL, "%s", result->through);
+    bench_test_name(&result->test, row->cells[TEST], CELL);
+    snprintf(row->cells[SPEED], CELL, "%.2f ± %.2f", speed, deviation);
+}
+
+/* As llama-bench does, columns that tell nothing are left out: threads and through, where all rows
+ * have the same. */
+static bool is_shown(const struct bench_report *report, int column)
+{
+    if (column != THREADS && column != THROUGH)
+        return true;
+    for (size_t i = 1; i < report->n; i++)
+        if (strcmp(report->rows[i].cells[column], report->rows[0].cells[column]))
+            return true;
+    return false;
+}
+
+static void print_rows(const struct bench_report *report)
+{
+    const char *shown[COLUMNS];
+    int columns[COLUMNS];
+    size_t n = 0;
+    for (int c = 0; c < COLUMNS; c++)
+        if (is_shown(report, c)) {
+            columns[n] = c;
+            shown[n++] = headings[c];
+        }
+    struct table *table = table_create(n, shown);
+    for (size_t i = 0; i < report->n; i++) {
+        for (size_t c = 0; c < n; c++)
+            shown[c] = report->rows[i].cells[columns[c]];
+        table_row(table, shown);
+    }
+    table_print(table, TABLE_MARKDOWN, stdout);
+    table_destroy(table);
+    printf("\nbuild: %s (%d)\n", GPTOSS_COMMIT, GPTOSS_COMMIT_NUMBER);
+}
+
+/* ── both ──────────────────────────────────────────────────────────────────────────────────── */
+
+void bench_report_add(struct bench_report *report, const struct bench_result *result)
+{
+    struct fields fields;
+    fill_fields(report, result, &fields);
+    switch (report->format) {
+    case BENCH_MD: keep_row(report, result); break;
+    case BENCH_CSV: print_csv(report, &fields); break;
+    case BENCH_JSON:
+    case BENCH_JSONL: print_json(report, result, &fields); break;
+    }
+    report->n++;
+    fflush(stdout);
+}
+
+void bench_report_finish(struct bench_report *report)
+{
+    if (report->format == BENCH_MD && report->n)
+        print_rows(report);
+    if (report->format == BENCH_JSON)
+        puts(report->n ? "\n]" : "[]");
+    fflush(stdout);
+    free(report->rows);
+    free(report);
+}
