@@ -1,0 +1,142 @@
+/*
+ * The bundled model against its golden file: for each case the greedy continuation and the five best
+ * logits of each step, as independent programs compute them in float32 and float64.
+ *
+ *     test_golden [DEVICE[:ISA]]…    default: cpu with each instruction set that is here
+ */
+#include "kernels_chain.h"
+
+#include <jansson.h>
+
+#define MODEL  GPTOSS_SOURCE_DIR "/models/gptoss-tiny-mxfp4.gguf"
+#define GOLDEN GPTOSS_SOURCE_DIR "/models/gptoss-tiny-mxfp4.golden.json"
+
+static char device[32], isa[32];
+
+struct score {
+    double worst;
+    unsigned long compared, close;
+    char where[80];
+};
+
+/* Compares one step's reported logits with the golden ones, on the ids that both lists have. */
+static void compare_top(const struct kernels_sample *sample, const json_t *golden, const char *name,
+                        size_t step, struct score *score)
+{
+    size_t i;
+    json_t *pair;
+    json_array_foreach(golden, i, pair)
+    {
+        json_int_t id = json_integer_value(json_array_get(pair, 0));
+        double want = json_number_value(json_array_get(pair, 1));
+        for (uint32_t j = 0; j < sample->n_top; j++) {
+            if (sample->top[j].id != id)
+                continue;
+            double off = fabs((double)sample->top[j].logit - want);
+            score->compared++;
+            score->close += off <= 2e-2;
+            if (off > score->worst) {
+                score->worst = off;
+                snprintf(score->where, sizeof score->where, "%.40s step %zu", name, step);
+            }
+        }
+    }
+}
+
+static void run_case(struct chain *c, const json_t *item, struct score *score)
+{
+    const char *name = json_string_value(json_object_get(item, "name"));
+    const json_t *prompt = json_object_get(item, "prompt"), *greedy = json_object_get(item, "greedy");
+    const json_t *top5 = json_object_get(item, "top5");
+    uint32_t n = (uint32_t)json_array_size(prompt);
+    int32_t *ids = calloc(n, sizeof *ids);
+    for (uint32_t i = 0; i < n; i++)
+        ids[i] = (int32_t)json_integer_value(json_array_get(prompt, i));
+
+    for (uint32_t done = 0; done < n;) {
+        uint32_t count = n - done < 100 ? n - done : 100;
+        chain_begin(c);
+        struct kernels_row *row =
+            chain_row(c, 0, done, ids + done, count, done + count == n ? count - 1 : count);
+        row->top_logits = 5;
+        chain_run(c);
+        done += count;
+    }
+    for (size_t step = 0; step < json_array_size(greedy); step++) {
+        const struct kernels_sample *sample = chain_sample(c, 0);
+        const json_t *best = json_array_get(top5, step);
+        compare_top(sample, best, name, step, score);
+        json_int_t want = json_integer_value(json_array_get(greedy, step));
+        double margin = json_number_value(json_array_get(json_array_get(best, 0), 1)) -
+                        json_number_value(json_array_get(json_array_get(best, 1), 1));
+        if (sample->token != want) {
+            if (margin > 0.05)
+                fail_msg("%s step %zu: token %d, golden %lld with a margin of %.3f", name, step,
+                         sample->token, (long long)want, margin);
+            break;
+        }
+        chain_begin(c);
+        struct kernels_row *row = chain_row(c, 0, n + (uint32_t)step,
+                                            &(int32_t){KERNELS_TOKEN_SAMPLED}, 1, 0);
+        row->top_logits = 5;
+        chain_run(c);
+    }
+    free(ids);
+}
+
+static void agrees_with_the_golden_file(void **state)
+{
+    (void)state;
+    char err[256];
+    struct gguf_file *file;
+    struct gguf_model *model;
+    if (gguf_open(&file, MODEL, err, sizeof err) || gguf_model_create(&model, file, err, sizeof err))
+        fail_msg("%s", err);
+    json_error_t error;
+    json_t *golden = json_load_file(GOLDEN, 0, &error);
+    if (!golden)
+        fail_msg("%s: %s", GOLDEN, error.text);
+
+    const struct kernels_options options = {.device = device, .isa = isa[0] ? isa : NULL};
+    struct chain *c = chain_create(model, &options, 1, &model->n_layers,
+                                   (struct kernels_stage_options){.slots = 1});
+    struct score score = {0};
+    size_t i;
+    json_t *item;
+    json_array_foreach(golden, i, item) run_case(c, item, &score);
+    print_message("%s%s%s: %zu cases, %lu logits, largest difference %.2e (%s), %.2f %% within 2e-2\n",
+                  device, isa[0] ? " " : "", isa, i, score.compared, score.worst, score.where,
+                  100.0 * (double)score.close / (double)score.compared);
+    assert_true(score.worst <= 2e-2);
+    chain_destroy(c);
+    json_decref(golden);
+    gguf_model_destroy(model);
+    gguf_close(file);
+}
+
+static int run(const char *text)
+{
+    char err[128];
+    struct kernels *k;
+    snprintf(device, sizeof device, "%.*s", (int)strcspn(text, ":"), text);
+    snprintf(isa, sizeof isa, "%s", strchr(text, ':') ? strchr(text, ':') + 1 : "");
+    if (kernels_create(&k, &(struct kernels_options){.device = device, .isa = isa[0] ? isa : NULL},
+                       err, sizeof err)) {
+        print_message("%s\n", err);
+        return 0;
+    }
+    kernels_destroy(k);
+    const struct CMUnitTest tests[] = {cmocka_unit_test(agrees_with_the_golden_file)};
+    return cmocka_run_group_tests_name(text, tests, NULL, NULL);
+}
+
+int main(int argc, char **argv)
+{
+    int failed = 0;
+    const char *all[] = {"cpu:avx512", "cpu:avx2", "cpu:plain"};
+    for (int i = 1; i < argc; i++)
+        failed |= run(argv[i]);
+    for (size_t i = 0; argc < 2 && i < sizeof all / sizeof *all; i++)
+        failed |= run(all[i]);
+    return failed;
+}
