@@ -1,0 +1,93 @@
+/*
+ * backend.h: what a backend fills. Private to kernels/.
+ *
+ * The door (kernels.c) checks every argument, every shape and every step, and keeps of each slot's
+ * block tables how far they reach; a backend gets only what is valid. A device and a stage are
+ * structs of the backend that begin with `struct kernels` and `struct kernels_stage`.
+ *
+ * The cpu and reference backends are two tables of operations (host/table.h) under one driver
+ * (host/). A GPU backend fills this table by itself: it may repack weights when a stage is created,
+ * fuse layers, and order everything on a stream.
+ */
+#ifndef GPTOSS_KERNELS_BACKEND_H
+#define GPTOSS_KERNELS_BACKEND_H
+
+#include "kernels/kernels.h"
+#include "kernels/ops.h"
+
+struct kernels_backend {
+    const char *name;
+    int (*create)(struct kernels **out, const struct kernels_options *options, char *err,
+                  size_t err_size);
+    void (*destroy)(struct kernels *k);
+    void (*info)(const struct kernels *k, struct kernels_info *info);
+
+    /* Exactly what stage_create takes; -1 if the numbers overflow. */
+    int (*footprint)(const struct kernels *k, const struct gguf_model *model,
+                     const struct kernels_stage_options *options,
+                     struct kernels_footprint *footprint);
+    int (*stage_create)(struct kernels_stage **out, struct kernels *k,
+                        const struct gguf_model *model,
+                        const struct kernels_stage_options *options, char *err, size_t err_size);
+    void (*stage_destroy)(struct kernels_stage *stage); /* waits for what runs */
+
+    /* Both queue and return; the lane is idle (step) or has no ring call under way (ring). */
+    void (*step)(struct kernels_stage *stage, uint32_t lane, const struct kernels_step *step);
+    void (*ring)(struct kernels_stage *stage, uint32_t lane, const uint32_t *slots, uint32_t count);
+    int (*test)(struct kernels_stage *stage, uint32_t lane, char *err, size_t err_size);
+    double (*busy_seconds)(const struct kernels_stage *stage);
+
+    float *(*input)(struct kernels_stage *stage, uint32_t lane);
+    float *(*output)(struct kernels_stage *stage, uint32_t lane);
+    int32_t *(*sampled)(struct kernels_stage *stage, uint32_t lane);
+    void *(*stream)(struct kernels_stage *stage);
+    const struct kernels_sample *(*sample)(const struct kernels_stage *stage, uint32_t lane,
+                                           uint32_t i);
+    const float *(*logits)(const struct kernels_stage *stage, uint32_t lane, uint32_t i);
+
+    /* The operations of kernels/ops.h. */
+    int (*op_rmsnorm)(struct kernels *k, const struct kernels_op_rmsnorm *op, double *seconds);
+    int (*op_linear)(struct kernels *k, const struct kernels_op_linear *op, double *seconds);
+    int (*op_attention)(struct kernels *k, const struct kernels_op_attention *op, double *seconds);
+    int (*op_moe)(struct kernels *k, const struct kernels_op_moe *op, double *seconds);
+};
+
+extern const struct kernels_backend kernels_backend_cpu;
+extern const struct kernels_backend kernels_backend_reference;
+
+struct kernels {
+    const struct kernels_backend *backend;
+};
+
+/* How far a slot's block table reaches: entries first…count−1 hold blocks, those before have ended. */
+struct kernels_span {
+    uint32_t first, count;
+};
+
+struct kernels_stage {
+    struct kernels *k;
+    const struct gguf_model *model;
+    struct kernels_stage_options options;
+    uint32_t table_entries; /* of a slot in each pool: ⌈context / block_tokens⌉ */
+    bool embeds;            /* holds layer 0: reads tokens */
+    bool samples;           /* holds the last layer and the head */
+    bool has_full, has_window; /* layers of each kind here; tables of the other are not looked at */
+
+    /* The door's own, for checking; the backend does not touch them. */
+    struct kernels_span *full, *window; /* [slots] */
+    struct kernels_span *undo_full, *undo_window; /* [step_rows] */
+    uint64_t *seen;       /* [slots]: the last step that had a row of the slot */
+    uint64_t steps;       /* checked so far */
+    unsigned char *rung;  /* [lanes]: a ring call was queued since the lane was last seen idle */
+};
+
+/* check.c */
+int kernels_check_options(const struct gguf_model *model,
+                          const struct kernels_stage_options *options, char *err, size_t err_size);
+/* Checks a step and, if it is sound, moves the slots' spans; else nothing has changed. */
+int kernels_check_step(struct kernels_stage *stage, const struct kernels_step *step, char *err,
+                       size_t err_size);
+/* What the door allocates for a stage beside the backend. */
+uint64_t kernels_check_bytes(const struct kernels_stage_options *options);
+
+#endif

@@ -1,0 +1,421 @@
+/*
+ * attention: rotation, the cache, softmax(q · Kᵀ / √head_dim, sink) · V.
+ *
+ * A task is a few queries of one sequence and one KV head with its group of query heads. It walks the
+ * keys in chunks of CHUNK_KEYS absolute positions and keeps, for each query and head, the largest
+ * score so far, the sum of exponentials (16 partial sums) and the weighted values. Where a chunk
+ * begins depends on the position alone, so a query gives the same bits in prefill and in decode.
+ *
+ * Keys lie side by side in a block, so 16 scores are summed at once without adding lanes. Caches that
+ * are not float32, blocks of fewer than 16 positions and odd head sizes go through a copy of the
+ * chunk in the same layout.
+ */
+#include "kernels/cpu/local.h"
+
+#include <math.h>
+
+#define SUBTILES (CHUNK_KEYS / 16)
+
+struct attention {
+    const struct host_attention *a;
+    const struct host_context *c;
+};
+
+static uint64_t kv_offset(const struct host_kv *kv, bool is_value, uint32_t head, uint32_t in_block)
+{
+    uint64_t plane = (uint64_t)kv->block_tokens * kv->head_dim;
+    return is_value ? (kv->kv_heads + head) * plane + (uint64_t)in_block * kv->head_dim
+                    : head * plane + in_block;
+}
+
+static unsigned char *block_of(const struct host_kv *kv, const struct host_sequence *s,
+                               uint32_t position)
+{
+    return kv->base + s->blocks[position / kv->block_tokens] * kv->block_bytes;
+}
+
+/* ── keys and values into the cache ────────────────────────────────────────────────────────── */
+
+/* Pairs are halves of a head. */
+static void rotate(float *x, uint32_t heads, uint32_t head_dim, const float *cosine,
+                   const float *sine)
+{
+    uint32_t half = head_dim / 2;
+    for (uint32_t head = 0; head < heads; head++, x += head_dim) {
+        uint32_t i = 0;
+        for (; i + 16 <= half; i += 16) {
+            v16 a = v_load(x + i), b = v_load(x + half + i);
+            v16 c = v_load(cosine + i), s = v_load(sine + i);
+            v_store(x + i, v_sub(v_mul(a, c), v_mul(b, s)));
+            v_store(x + half + i, v_add(v_mul(b, c), v_mul(a, s)));
+        }
+        for (; i < half; i++) {
+            float a = x[i], b = x[half + i];
+            x[i] = a * cosine[i] - b * sine[i];
+            x[half + i] = b * cosine[i] + a * sine[i];
+        }
+    }
+}
+
+/* head_dim floats to elements of the cache, `stride` elements apart. */
+static void store_head(const struct host_kv *kv, unsigned char *to, uint64_t stride, const float *x)
+{
+    if (kv->type == KERNELS_KV_F32) {
+        float *at = (float *)(void *)to;
+        for (uint32_t d = 0; d < kv->head_dim; d++)
+            at[d * stride] = x[d];
+        return;
+    }
+    uint16_t *at = (uint16_t *)(void *)to, narrow[16];
+    for (uint32_t d = 0; d < kv->head_dim; d += 16) {
+        uint32_t here = kv->head_dim - d < 16 ? kv->head_dim - d : 16;
+        if (kv->type == KERNELS_KV_F16)
+            v_store_f16(narrow, v_load_part(x + d, here));
+        else
+            for (uint32_t i = 0; i < here; i++)
+                narrow[i] = bf16_of(x[d + i]);
+        for (uint32_t i = 0; i < here; i++)
+            at[(d + i) * stride] = narrow[i];
+    }
+}
+
+static void store_token(const struct host_attention *a, const struct host_sequence *s, uint32_t i)
+{
+    const struct host_kv *kv = &a->kv;
+    uint64_t t = s->first + i, element = host_kv_element_bytes(kv->type);
+    uint32_t position = s->position + i, in_block = position % kv->block_tokens;
+    float *k = a->k + t * kv->kv_heads * kv->head_dim;
+    const float *v = a->v + t * kv->kv_heads * kv->head_dim;
+    if (a->rotation.cosine) {
+        uint64_t angle = (uint64_t)position * (kv->head_dim / 2);
+        const float *cosine = a->rotation.cosine + angle, *sine = a->rotation.sine + angle;
+        rotate(a->q + t * a->heads * kv->head_dim, a->heads, kv->head_dim, cosine, sine);
+        rotate(k, kv->kv_heads, kv->head_dim, cosine, sine);
+    }
+    unsigned char *block = block_of(kv, s, position);
+    for (uint32_t head = 0; head < kv->kv_heads; head++) {
+        uint64_t from = (uint64_t)head * kv->head_dim;
+        store_head(kv, block + kv_offset(kv, false, head, in_block) * element, kv->block_tokens,
+                   k + from);
+        store_head(kv, block + kv_offset(kv, true, head, in_block) * element, 1, v + from);
+    }
+}
+
+static void store_task(void *arg, uint32_t task, uint32_t thread)
+{
+    (void)thread;
+    const struct host_attention *a = ((const struct attention *)arg)->a;
+    const struct host_tile *tile = &a->tiles[task];
+    for (uint32_t i = 0; i < tile->count; i++)
+        store_token(a, &a->sequences[tile->sequence], tile->first + i);
+}
+
+/* ── a chunk of keys ───────────────────────────────────────────────────────────────────────── */
+
+/* Where a chunk's keys and values are: key p of the chunk is lane p % 16 of the vectors at
+ * k[p / 16] + d · k_stride; its values are at v[p / 16] + (p % 16) · v_stride. */
+struct chunk {
+    const float *k[SUBTILES], *v[SUBTILES];
+    uint64_t k_stride, v_stride;
+};
+
+static float load_element(enum kernels_kv_type type, const unsigned char *at)
+{
+    uint16_t narrow;
+    if (type == KERNELS_KV_F32) {
+        float wide;
+        memcpy(&wide, at, sizeof wide);
+        return wide;
+    }
+    memcpy(&narrow, at, sizeof narrow);
+    if (type == KERNELS_KV_F16)
+        return v_half(&narrow);
+    uint32_t bits = (uint32_t)narrow << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static v16 load_elements(enum kernels_kv_type type, const unsigned char *at)
+{
+    return type == KERNELS_KV_F32   ? v_load((const float *)(const void *)at)
+           : type == KERNELS_KV_F16 ? v_load_f16(at)
+                                    : v_load_bf16(at);
+}
+
+/* Copies keys from…to−1 (positions) of the chunk at `start` to k [head_dim, CHUNK_KEYS] and their
+ * values to v [CHUNK_KEYS, padded(head_dim)]. */
+static void copy_chunk(const struct host_attention *a, const struct host_sequence *s, uint32_t head,
+                       uint32_t start, uint32_t from, uint32_t to, float *k, float *v)
+{
+    const struct host_kv *kv = &a->kv;
+    uint64_t element = host_kv_element_bytes(kv->type), v_stride = host_padded(kv->head_dim);
+    for (uint32_t p = from / 16 * 16; p < to && kv->block_tokens >= 16; p += 16) {
+        const unsigned char *keys = block_of(kv, s, p) +
+                                    kv_offset(kv, false, head, p % kv->block_tokens) * element;
+        for (uint32_t d = 0; d < kv->head_dim; d++)
+            v_store(k + (uint64_t)d * CHUNK_KEYS + (p - start),
+                    load_elements(kv->type, keys + d * kv->block_tokens * element));
+    }
+    for (uint32_t p = from; p < to; p++) {
+        const unsigned char *block = block_of(kv, s, p);
+        uint32_t in_block = p % kv->block_tokens, d = 0;
+        if (kv->block_tokens < 16) {
+            const unsigned char *key = block + kv_offset(kv, false, head, in_block) * element;
+            for (uint32_t i = 0; i < kv->head_dim; i++)
+                k[(uint64_t)i * CHUNK_KEYS + (p - start)] =
+                    load_element(kv->type, key + i * kv->block_tokens * element);
+        }
+        const unsigned char *value = block + kv_offset(kv, true, head, in_block) * element;
+        float *row = v + (p - start) * v_stride;
+        for (; d + 16 <= kv->head_dim; d += 16)
+            v_store(row + d, load_elements(kv->type, value + d * element));
+        for (; d < v_stride; d++)
+            row[d] = d < kv->head_dim ? load_element(kv->type, value + d * element) : 0;
+    }
+}
+
+static void find_chunk(const struct host_attention *a, const struct host_sequence *s, uint32_t head,
+                       uint32_t start, uint32_t from, uint32_t to, float *copy, struct chunk *chunk)
+{
+    const struct host_kv *kv = &a->kv;
+    uint64_t v_stride = host_padded(kv->head_dim);
+    bool in_place =
+        kv->type == KERNELS_KV_F32 && kv->block_tokens >= 16 && v_stride == kv->head_dim;
+    float *v = copy + (uint64_t)kv->head_dim * CHUNK_KEYS;
+    chunk->k_stride = in_place ? kv->block_tokens : CHUNK_KEYS;
+    chunk->v_stride = v_stride;
+    if (!in_place)
+        copy_chunk(a, s, head, start, from, to, copy, v);
+    for (uint32_t i = from / 16 % SUBTILES; i <= (to - 1) / 16 % SUBTILES; i++) {
+        uint32_t p = start + i * 16;
+        chunk->k[i] = copy + i * 16;
+        chunk->v[i] = v + i * 16 * v_stride;
+        if (in_place) {
+            const float *block = (const float *)(const void *)block_of(kv, s, p);
+            chunk->k[i] = block + kv_offset(kv, false, head, p % kv->block_tokens);
+            chunk->v[i] = block + kv_offset(kv, true, head, p % kv->block_tokens);
+        }
+    }
+}
+
+/* ── scores and values ─────────────────────────────────────────────────────────────────────── */
+
+/* scores[h][key] = q_h · key, for `heads` (1 or 2) heads and `n` subtiles from i on, both constants. */
+INLINE void score(const struct chunk *chunk, uint32_t i, uint32_t n, const float *q, uint32_t heads,
+                  uint32_t head_dim, float *scores)
+{
+    v16 s[2][SUBTILES];
+#pragma GCC unroll 4
+    for (uint32_t h = 0; h < heads; h++)
+#pragma GCC unroll 4
+        for (uint32_t j = 0; j < n; j++)
+            s[h][j] = v_zero();
+    for (uint32_t d = 0; d < head_dim; d++) {
+        v16 q0 = v_set(q[d]), q1 = heads > 1 ? v_set(q[head_dim + d]) : q0;
+#pragma GCC unroll 4
+        for (uint32_t j = 0; j < n; j++) {
+            v16 key = v_load(chunk->k[i + j] + d * chunk->k_stride);
+            s[0][j] = v_fma(q0, key, s[0][j]);
+            if (heads > 1)
+                s[1][j] = v_fma(q1, key, s[1][j]);
+        }
+    }
+#pragma GCC unroll 4
+    for (uint32_t h = 0; h < heads; h++)
+#pragma GCC unroll 4
+        for (uint32_t j = 0; j < n; j++)
+            v_store(scores + h * CHUNK_KEYS + (i + j) * 16, s[h][j]);
+}
+
+/* sums[h] = sums[h] · factor[h] + Σ over keys from…to−1 of p_h · v, for `n` vectors of values. */
+INLINE void add_values(const struct chunk *chunk, uint32_t from, uint32_t to, const float *p,
+                       const float *factor, uint32_t heads, uint32_t n, uint64_t column,
+                       float *sums)
+{
+    v16 s[2][4];
+#pragma GCC unroll 4
+    for (uint32_t h = 0; h < heads; h++)
+#pragma GCC unroll 4
+        for (uint32_t j = 0; j < n; j++)
+            s[h][j] = v_mul(v_load(sums + h * chunk->v_stride + column + j * 16), v_set(factor[h]));
+    for (uint32_t key = from; key < to; key++) {
+        const float *v = chunk->v[key / 16] + key % 16 * chunk->v_stride + column;
+        v16 p0 = v_set(p[key]), p1 = heads > 1 ? v_set(p[CHUNK_KEYS + key]) : p0;
+#pragma GCC unroll 4
+        for (uint32_t j = 0; j < n; j++) {
+            v16 value = v_load(v + j * 16);
+            s[0][j] = v_fma(p0, value, s[0][j]);
+            if (heads > 1)
+                s[1][j] = v_fma(p1, value, s[1][j]);
+        }
+    }
+#pragma GCC unroll 4
+    for (uint32_t h = 0; h < heads; h++)
+#pragma GCC unroll 4
+        for (uint32_t j = 0; j < n; j++)
+            v_store(sums + h * chunk->v_stride + column + j * 16, s[h][j]);
+}
+
+/* What a query's head knows after some chunks. */
+struct state {
+    float *most;     /* [group] the largest score, or the sink */
+    float *exp_sums; /* [group, 16] */
+    float *sums;     /* [group, padded(head_dim)] of weighted values */
+};
+
+/* Keys from…to−1 of the chunk (counted from its start) for all heads of the group. */
+static void attend_chunk(const struct chunk *chunk, uint32_t from, uint32_t to, const float *q,
+                         uint32_t group, uint32_t head_dim, float scale, float *scores,
+                         const struct state *state)
+{
+    uint32_t first = from / 16, last = (to - 1) / 16;
+    for (uint32_t h = 0; h < group; h += 2) {
+        const float *q_h = q + (uint64_t)h * head_dim;
+        bool two = h + 1 < group;
+        float *scores_h = scores + (uint64_t)h * CHUNK_KEYS;
+        if (first == 0 && last == SUBTILES - 1) {
+            if (two)
+                score(chunk, 0, SUBTILES, q_h, 2, head_dim, scores_h);
+            else
+                score(chunk, 0, SUBTILES, q_h, 1, head_dim, scores_h);
+            continue;
+        }
+        for (uint32_t i = first; i <= last; i++)
+            if (two)
+                score(chunk, i, 1, q_h, 2, head_dim, scores_h);
+            else
+                score(chunk, i, 1, q_h, 1, head_dim, scores_h);
+    }
+    for (uint32_t h = 0; h < group; h += 2) {
+        uint32_t heads = h + 1 < group ? 2 : 1;
+        float factor[2];
+        for (uint32_t g = h; g < h + heads; g++) {
+            float *s = scores + (uint64_t)g * CHUNK_KEYS;
+            v16 most = v_set(state->most[g]), v[SUBTILES];
+            for (uint32_t i = first; i <= last; i++) {
+                uint32_t lane_from = from > i * 16 ? from - i * 16 : 0;
+                uint32_t lane_to = to < i * 16 + 16 ? to - i * 16 : 16;
+                v[i] = v_keep(v_mul(v_load(s + i * 16), v_set(scale)), lane_from, lane_to,
+                              v_set(-INFINITY));
+                most = v_max(v[i], most);
+            }
+            float now = v_most(most);
+            factor[g - h] = scalar_exp(state->most[g] - now);
+            state->most[g] = now;
+            v16 sum = v_mul(v_load(state->exp_sums + g * 16), v_set(factor[g - h]));
+            for (uint32_t i = first; i <= last; i++) {
+                uint32_t lane_from = from > i * 16 ? from - i * 16 : 0;
+                uint32_t lane_to = to < i * 16 + 16 ? to - i * 16 : 16;
+                v16 e = v_keep(v_exp(v_sub(v[i], v_set(now))), lane_from, lane_to, v_zero());
+                v_store(s + i * 16, e);
+                sum = v_add(sum, e);
+            }
+            v_store(state->exp_sums + g * 16, sum);
+        }
+        const float *p = scores + (uint64_t)h * CHUNK_KEYS;
+        float *sums = state->sums + h * chunk->v_stride;
+        uint64_t column = 0;
+        for (; column + 64 <= chunk->v_stride; column += 64)
+            if (heads == 2)
+                add_values(chunk, from, to, p, factor, 2, 4, column, sums);
+            else
+                add_values(chunk, from, to, p, factor, 1, 4, column, sums);
+        for (; column < chunk->v_stride; column += 16)
+            if (heads == 2)
+                add_values(chunk, from, to, p, factor, 2, 1, column, sums);
+            else
+                add_values(chunk, from, to, p, factor, 1, 1, column, sums);
+    }
+}
+
+/* ── the operation ─────────────────────────────────────────────────────────────────────────── */
+
+uint64_t CPU_NAME(attention_scratch)(uint32_t group, uint32_t head_dim)
+{
+    uint64_t copy = (uint64_t)head_dim * CHUNK_KEYS + CHUNK_KEYS * (uint64_t)host_padded(head_dim);
+    uint64_t query = (uint64_t)group * (16 + 16 + host_padded(head_dim));
+    return copy + (uint64_t)group * CHUNK_KEYS + TILE_QUERIES * query;
+}
+
+static void attend_task(void *arg, uint32_t task, uint32_t thread)
+{
+    const struct attention *attention = arg;
+    const struct host_attention *a = attention->a;
+    const struct host_kv *kv = &a->kv;
+    const struct host_tile *tile = &a->tiles[task / kv->kv_heads];
+    const struct host_sequence *s = &a->sequences[tile->sequence];
+    uint32_t kv_head = task % kv->kv_heads, dim = kv->head_dim, group = a->heads / kv->kv_heads;
+    uint64_t padded = host_padded(dim);
+    float scale = 1.0f / sqrtf((float)dim);
+
+    float *copy = (float *)(void *)(attention->c->scratch + thread * attention->c->scratch_bytes);
+    float *scores = copy + (uint64_t)dim * CHUNK_KEYS + CHUNK_KEYS * padded;
+    float *next = scores + (uint64_t)group * CHUNK_KEYS;
+    struct state states[TILE_QUERIES];
+    for (uint32_t i = 0; i < tile->count; i++) {
+        states[i].most = next;
+        states[i].exp_sums = next + (uint64_t)group * 16;
+        states[i].sums = next + (uint64_t)group * 32;
+        next += group * (32 + padded);
+        for (uint32_t g = 0; g < group; g++)
+            states[i].most[g] = a->sinks[kv_head * group + g];
+        memset(states[i].exp_sums, 0, (uint64_t)group * (16 + padded) * sizeof(float));
+    }
+
+    uint32_t first = s->position + tile->first, last = first + tile->count - 1;
+    uint32_t begin = a->window && first + 1 > a->window ? first + 1 - a->window : 0;
+    for (uint32_t start = begin / CHUNK_KEYS * CHUNK_KEYS; start <= last; start += CHUNK_KEYS) {
+        uint32_t from = start > begin ? start : begin;
+        uint32_t to = last + 1 - start < CHUNK_KEYS ? last + 1 : start + CHUNK_KEYS;
+        struct chunk chunk;
+        find_chunk(a, s, kv_head, start, from, to, copy, &chunk);
+        for (uint32_t i = 0; i < tile->count; i++) {
+            uint32_t position = first + i;
+            uint32_t seen = a->window && position + 1 > a->window ? position + 1 - a->window : 0;
+            uint32_t query_from = from > seen ? from : seen;
+            uint32_t query_to = to < position + 1 ? to : position + 1;
+            if (query_from >= query_to)
+                continue;
+            const float *q = a->q + ((uint64_t)(s->first + tile->first + i) * a->heads +
+                                     (uint64_t)kv_head * group) * dim;
+            attend_chunk(&chunk, query_from - start, query_to - start, q, group, dim, scale, scores,
+                         &states[i]);
+        }
+    }
+    for (uint32_t i = 0; i < tile->count; i++) {
+        float *out = a->out + (s->first + tile->first + i) * a->out_stride +
+                     (uint64_t)kv_head * group * dim;
+        for (uint32_t g = 0; g < group; g++) {
+            /* The sink has a share of the sum, and no value. */
+            float sum = v_sum(v_load(states[i].exp_sums + g * 16)) +
+                        scalar_exp(a->sinks[kv_head * group + g] - states[i].most[g]);
+            for (uint32_t d = 0; d < dim; d++)
+                out[(uint64_t)g * dim + d] = states[i].sums[g * padded + d] / sum;
+        }
+    }
+}
+
+static uint32_t cut(const struct host_attention *a, uint32_t most)
+{
+    uint32_t n = 0;
+    for (uint32_t r = 0; r < a->n_sequences; r++)
+        for (uint32_t i = 0; i < a->sequences[r].count; i += most) {
+            uint32_t left = a->sequences[r].count - i;
+            a->tiles[n++] = (struct host_tile){r, i, left < most ? left : most};
+        }
+    return n;
+}
+
+void op_attention(const struct host_context *c, const struct host_attention *a)
+{
+    struct attention attention = {a, c};
+    double width = (double)a->heads * a->kv.head_dim, work = 0;
+    for (uint32_t r = 0; r < a->n_sequences; r++) {
+        double keys = (double)a->sequences[r].position + a->sequences[r].count;
+        work += a->sequences[r].count * width * 2 * (a->window && keys > a->window ? a->window : keys);
+    }
+    uint32_t tiles = cut(a, TILE_QUERIES);
+    pool_run(cpu_pool_for(c, 8 * width * a->n_tokens), tiles, store_task, &attention);
+    pool_run(cpu_pool_for(c, work), tiles * a->kv.kv_heads, attend_task, &attention);
+}

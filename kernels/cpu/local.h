@@ -1,0 +1,76 @@
+/* local: what the files of one instruction set share among themselves. Included by them alone. */
+#ifndef GPTOSS_KERNELS_CPU_LOCAL_H
+#define GPTOSS_KERNELS_CPU_LOCAL_H
+
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/simd.h"
+
+/* Rows of a matrix that a task multiplies: unpacked to floats they stay in the second level cache
+ * while many rows of x pass by. */
+#define PANEL_ROWS 16
+/* Rows of x that are multiplied before the results are looked at. */
+#define CHUNK_ROWS_X 48
+/* Queries of a sequence that one task of attention takes, and keys at a time. */
+#define TILE_QUERIES 8
+#define CHUNK_KEYS   64
+
+/* Rows of activations, some of them: row i begins at base + (index ? index[i] / divide : i) · stride. */
+struct rows {
+    const float *base;
+    uint64_t stride;
+    const uint32_t *index;
+    uint32_t divide;
+};
+
+static inline const float *row_of(const struct rows *rows, uint32_t i)
+{
+    return rows->base + (rows->index ? rows->index[i] / rows->divide : i) * rows->stride;
+}
+
+/* Some rows of a matrix, about to be multiplied with rows of x. For one row of x the weights stay in
+ * their blocks; for more they are made floats once. */
+struct panel {
+    const struct host_matrix *matrix;
+    uint32_t first, count; /* rows, ≤ PANEL_ROWS */
+    float *floats;         /* [PANEL_ROWS, padded(columns)], or NULL: in blocks */
+};
+
+/* matmul.c. `floats` is scratch of panel_floats(columns) floats. */
+#define panel_open     CPU_NAME(panel_open)
+#define panel_multiply CPU_NAME(panel_multiply)
+void panel_open(struct panel *panel, const struct host_matrix *matrix, uint32_t first, uint32_t n,
+                float *floats);
+/* out[i, o] = x_{from + i} · w_{first + o} for i < n ≤ CHUNK_ROWS_X, without bias. */
+void panel_multiply(const struct panel *panel, const struct rows *x, uint32_t from, uint32_t n,
+                    float *out /* [n, PANEL_ROWS] */);
+
+static inline uint64_t panel_floats(uint32_t columns)
+{
+    return (uint64_t)PANEL_ROWS * host_padded(columns);
+}
+
+static inline uint32_t panels_of(const struct host_matrix *m)
+{
+    return (m->rows + PANEL_ROWS - 1) / PANEL_ROWS;
+}
+
+#define op_linear    CPU_NAME(linear)
+#define op_rmsnorm   CPU_NAME(rmsnorm)
+#define op_route     CPU_NAME(route)
+#define op_attention CPU_NAME(attention)
+#define op_moe       CPU_NAME(moe)
+void op_linear(const struct host_context *c, const struct host_product *products,
+               uint32_t n_products, const float *x, uint64_t x_stride, uint32_t n);
+void op_rmsnorm(const struct host_context *c, const float *x, uint64_t x_stride,
+                const float *weight, uint32_t n, uint32_t columns, float eps, float *out,
+                uint64_t out_stride);
+void op_route(const struct host_context *c, const float *logits, uint32_t n, uint32_t experts,
+              uint32_t active, uint32_t *chosen, float *weight);
+void op_attention(const struct host_context *c, const struct host_attention *a);
+void op_moe(const struct host_context *c, const struct host_moe *moe);
+
+/* Scratch of one thread. */
+uint64_t CPU_NAME(attention_scratch)(uint32_t group, uint32_t head_dim);
+uint64_t CPU_NAME(moe_scratch)(uint32_t columns);
+
+#endif

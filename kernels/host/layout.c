@@ -1,0 +1,211 @@
+#include "kernels/host/host.h"
+
+/* One function says where everything lies. Without memory it measures (the footprint); with memory it
+ * also sets the pointers: so what was planned and what is taken cannot differ. */
+
+struct arena {
+    unsigned char *base; /* NULL: measure */
+    uint64_t used;
+    bool overflow;
+};
+
+static void *take(struct arena *arena, uint64_t rows, uint64_t columns, uint64_t size)
+{
+    uint64_t n, bytes, end;
+    if (__builtin_mul_overflow(rows, columns, &n) || __builtin_mul_overflow(n, size, &bytes) ||
+        bytes > UINT64_MAX / 4) {
+        arena->overflow = true;
+        return NULL;
+    }
+    uint64_t begin = (arena->used + 63) / 64 * 64;
+    if (__builtin_add_overflow(begin, bytes, &end) || end > UINT64_MAX / 4) {
+        arena->overflow = true;
+        return NULL;
+    }
+    arena->used = end;
+    return arena->base ? arena->base + begin : NULL;
+}
+
+#define TAKE(arena, type, rows, columns) ((type *)take(arena, rows, columns, sizeof(type)))
+
+static void lay_out_lane(struct arena *a, struct host_stage *stage, struct host_lane *lane)
+{
+    const struct kernels_stage_options *o = &stage->base.options;
+    uint32_t hidden = stage->base.model->hidden;
+    if (!stage->base.embeds)
+        lane->input = TAKE(a, float, o->step_tokens, hidden);
+    else
+        lane->tokens = TAKE(a, int32_t, o->step_tokens, 1);
+    lane->sampled = TAKE(a, int32_t, o->step_samples, 1);
+    if (!stage->base.samples) {
+        lane->output = TAKE(a, float, o->step_tokens, hidden);
+    } else {
+        lane->samples = TAKE(a, struct kernels_sample, o->step_samples, 1);
+        if (o->keep_logits)
+            lane->logits = TAKE(a, float, o->step_samples, o->head_count);
+    }
+    lane->rows = TAKE(a, struct kernels_row, o->step_rows, 1);
+    if (stage->base.has_full)
+        lane->full_given = TAKE(a, uint32_t, stage->given_capacity, 1);
+    if (stage->base.has_window)
+        lane->window_given = TAKE(a, uint32_t, stage->given_capacity, 1);
+    lane->ring_slots = TAKE(a, uint32_t, o->step_samples, 1);
+}
+
+static void lay_out_activations(struct arena *a, struct host_stage *stage)
+{
+    const struct kernels_stage_options *o = &stage->base.options;
+    const struct gguf_model *m = stage->base.model;
+    uint64_t q_width = (uint64_t)m->heads * m->head_dim;
+    uint64_t kv_width = (uint64_t)m->kv_heads * m->head_dim;
+    uint64_t tokens = o->step_tokens, pairs = tokens * m->active;
+
+    if (stage->base.samples)
+        stage->x = TAKE(a, float, tokens, m->hidden);
+    stage->h = TAKE(a, float, tokens, host_padded(m->hidden));
+    stage->q = TAKE(a, float, tokens, q_width);
+    stage->k = TAKE(a, float, tokens, kv_width);
+    stage->v = TAKE(a, float, tokens, kv_width);
+    stage->attended = TAKE(a, float, tokens, host_padded((uint32_t)q_width));
+    stage->router = TAKE(a, float, tokens, m->experts);
+    stage->chosen = TAKE(a, uint32_t, tokens, m->active);
+    stage->chosen_weight = TAKE(a, float, tokens, m->active);
+    stage->unit = TAKE(a, float, pairs, host_padded(m->expert_ffn));
+    stage->part = TAKE(a, float, pairs, m->hidden);
+    stage->pairs = TAKE(a, uint32_t, pairs, 1);
+    stage->begin = TAKE(a, uint32_t, (uint64_t)m->experts + 1, 1);
+    stage->sequences = TAKE(a, struct host_sequence, o->step_rows, 1);
+    stage->tiles = TAKE(a, struct host_tile, tokens, 1);
+    if (stage->base.samples) {
+        uint32_t rows = o->step_samples < HOST_HEAD_ROWS ? o->step_samples : HOST_HEAD_ROWS;
+        stage->sample_x = TAKE(a, float, rows, m->hidden);
+        stage->sample_h = TAKE(a, float, rows, host_padded(m->hidden));
+        if (!o->keep_logits)
+            stage->logits = TAKE(a, float, rows, o->head_count);
+        stage->sample_scratch_bytes = (kernels_sample_scratch_bytes(o->head_count) + 63) / 64 * 64;
+        stage->sample_scratch =
+            TAKE(a, unsigned char, stage->threads, stage->sample_scratch_bytes);
+    }
+    uint32_t columns = m->hidden > m->expert_ffn ? m->hidden : m->expert_ffn;
+    if (q_width > columns)
+        columns = (uint32_t)q_width;
+    stage->context.scratch_bytes =
+        stage->table->scratch_bytes(columns, m->heads / m->kv_heads, m->head_dim);
+    stage->context.scratch =
+        TAKE(a, unsigned char, stage->threads, stage->context.scratch_bytes);
+}
+
+static void lay_out_tables(struct arena *a, struct host_stage *stage)
+{
+    const struct kernels_stage_options *o = &stage->base.options;
+    const struct gguf_model *m = stage->base.model;
+    if (stage->base.has_full)
+        stage->full_table = TAKE(a, uint32_t, o->slots, stage->base.table_entries);
+    if (stage->base.has_window)
+        stage->window_table = TAKE(a, uint32_t, o->slots, stage->base.table_entries);
+    stage->full_span = TAKE(a, struct kernels_span, o->slots, 1);
+    stage->window_span = TAKE(a, struct kernels_span, o->slots, 1);
+    stage->slot_token = TAKE(a, int32_t, o->slots, 1);
+    stage->cosine = TAKE(a, float, o->context, m->head_dim / 2);
+    stage->sine = TAKE(a, float, o->context, m->head_dim / 2);
+    stage->queue_size = 2 * o->lanes;
+    stage->queue = take(a, stage->queue_size, 1, sizeof *stage->queue);
+}
+
+int host_layout(struct host_stage *stage)
+{
+    const struct kernels_stage_options *o = &stage->base.options;
+    const struct gguf_model *m = stage->base.model;
+    struct arena arena = {.base = stage->memory};
+
+    stage->lanes = TAKE(&arena, struct host_lane, o->lanes, 1);
+    for (uint32_t i = 0; i < o->lanes; i++) {
+        struct host_lane measured;
+        lay_out_lane(&arena, stage, stage->lanes ? &stage->lanes[i] : &measured);
+    }
+    lay_out_activations(&arena, stage);
+    lay_out_tables(&arena, stage);
+    stage->activation_bytes = arena.used;
+
+    struct arena pools = {.base = stage->kv_memory};
+    uint64_t block_bytes = 2 * (uint64_t)m->kv_heads * m->head_dim;
+    if (__builtin_mul_overflow(block_bytes, o->block_tokens * host_kv_element_bytes(o->kv_type),
+                               &block_bytes))
+        return -1;
+    stage->kv = TAKE(&arena, struct host_kv, o->layer_count, 1);
+    stage->activation_bytes = arena.used;
+    stage->kv_bytes = 0;
+    for (uint32_t i = 0; i < o->layer_count; i++) {
+        bool sliding = m->layers[o->layer_first + i].sliding;
+        uint64_t bytes;
+        if (__builtin_mul_overflow(block_bytes, sliding ? o->window_blocks : o->full_blocks,
+                                   &bytes) ||
+            bytes > UINT64_MAX / 4 - stage->kv_bytes)
+            return -1;
+        if (stage->kv)
+            stage->kv[i] = (struct host_kv){
+                .base = pools.base ? pools.base + stage->kv_bytes : NULL,
+                .block_bytes = block_bytes,
+                .type = o->kv_type,
+                .block_tokens = o->block_tokens,
+                .kv_heads = m->kv_heads,
+                .head_dim = m->head_dim,
+            };
+        stage->kv_bytes += bytes;
+    }
+    return arena.overflow || pools.overflow ? -1 : 0;
+}
+
+void host_layout_weights(const struct host_stage *stage,
+                         void (*each)(void *arg, const struct gguf_tensor *tensor), void *arg)
+{
+    const struct gguf_model *m = stage->base.model;
+    const struct kernels_stage_options *o = &stage->base.options;
+    for (uint32_t i = 0; i < o->layer_count; i++) {
+        const struct gguf_layer *l = &m->layers[o->layer_first + i];
+        const struct gguf_tensor *const tensors[] = {
+            l->attn_norm,       l->attn_q.weight, l->attn_q.bias, l->attn_k.weight, l->attn_k.bias,
+            l->attn_v.weight,   l->attn_v.bias,   l->sinks,       l->attn_out.weight,
+            l->attn_out.bias,   l->ffn_norm,      l->router.weight, l->router.bias,
+            l->gate.weight,     l->gate.bias,     l->up.weight,   l->up.bias,
+            l->down.weight,     l->down.bias,
+        };
+        for (size_t t = 0; t < sizeof tensors / sizeof *tensors; t++)
+            each(arg, tensors[t]);
+    }
+    if (stage->base.embeds)
+        each(arg, m->embedding);
+    if (stage->base.samples) {
+        each(arg, m->output_norm);
+        if (!stage->base.embeds || m->output != m->embedding)
+            each(arg, m->output);
+    }
+}
+
+void host_stage_prepare(struct host_stage *stage, const struct host_device *device,
+                        const struct gguf_model *model,
+                        const struct kernels_stage_options *options)
+{
+    *stage = (struct host_stage){
+        .base =
+            {
+                .model = model,
+                .options = *options,
+                .table_entries = (options->context + options->block_tokens - 1) /
+                                 options->block_tokens,
+                .embeds = options->layer_first == 0,
+                .samples = options->layer_first + options->layer_count == model->n_layers &&
+                           options->head_count,
+            },
+        .table = device->table,
+        .threads = device->threads,
+    };
+    for (uint32_t i = 0; i < options->layer_count; i++) {
+        if (model->layers[options->layer_first + i].sliding)
+            stage->base.has_window = true;
+        else
+            stage->base.has_full = true;
+    }
+    uint32_t rows = options->step_rows < options->slots ? options->step_rows : options->slots;
+    stage->given_capacity = (uint64_t)rows * stage->base.table_entries;
+}

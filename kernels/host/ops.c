@@ -1,0 +1,270 @@
+#include "kernels/host/host.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/cpu/pool.h"
+
+/* The second door: single operations on plain arrays, through the same tables as the steps. */
+
+static void *zeroed(uint64_t n, uint64_t size)
+{
+    uint64_t bytes;
+    if (__builtin_mul_overflow(n, size, &bytes))
+        return NULL;
+    bytes = (bytes + 127) / 64 * 64;
+    void *memory = aligned_alloc(64, bytes);
+    if (memory)
+        memset(memory, 0, bytes);
+    return memory;
+}
+
+static int open_context(const struct kernels *k, uint32_t columns, uint32_t group,
+                        uint32_t head_dim, struct host_context *context)
+{
+    const struct host_device *device = (const struct host_device *)k;
+    char err[128];
+    *context = (struct host_context){0};
+    context->scratch_bytes = device->table->scratch_bytes(columns, group, head_dim);
+    context->scratch = zeroed(device->threads, context->scratch_bytes);
+    if (!context->scratch)
+        return -1;
+    return pool_create(&context->pool, device->threads, err, sizeof err);
+}
+
+static void close_context(struct host_context *context)
+{
+    pool_destroy(context->pool);
+    free(context->scratch);
+}
+
+static const struct host_table *table_of(const struct kernels *k)
+{
+    return ((const struct host_device *)k)->table;
+}
+
+/* Rows of `columns` floats with the stride that kernels want. */
+static float *padded_copy(const float *x, uint64_t n, uint32_t columns)
+{
+    uint32_t stride = host_padded(columns);
+    float *copy = zeroed(n * stride, sizeof *copy);
+    for (uint64_t i = 0; copy && i < n; i++)
+        memcpy(copy + i * stride, x + i * columns, columns * sizeof *x);
+    return copy;
+}
+
+static void report(double *seconds, uint64_t begin, uint32_t repeat)
+{
+    if (seconds)
+        *seconds = (double)(host_clock_ns() - begin) * 1e-9 / repeat;
+}
+
+int host_op_rmsnorm(struct kernels *k, const struct kernels_op_rmsnorm *op, double *seconds)
+{
+    struct host_context context;
+    uint32_t repeat = op->repeat ? op->repeat : 1, stride = host_padded(op->columns);
+    float *out = zeroed((uint64_t)op->n * stride, sizeof *out);
+    int status = open_context(k, op->columns, 1, 16, &context);
+    if (!out)
+        status = -1;
+    if (!status) {
+        uint64_t begin = host_clock_ns();
+        for (uint32_t r = 0; r < repeat; r++)
+            table_of(k)->rmsnorm(&context, op->x, op->columns, op->weight, op->n, op->columns,
+                                 op->eps, out, stride);
+        report(seconds, begin, repeat);
+        for (uint64_t i = 0; i < op->n; i++)
+            memcpy(op->out + i * op->columns, out + i * stride, op->columns * sizeof *out);
+    }
+    close_context(&context);
+    free(out);
+    return status;
+}
+
+static struct host_matrix matrix_of(enum gguf_type type, const void *data, const float *bias,
+                                    uint32_t rows, uint32_t columns)
+{
+    return (struct host_matrix){.type = type,
+                                .rows = rows,
+                                .columns = columns,
+                                .data = data,
+                                .row_bytes = gguf_row_bytes(type, columns),
+                                .bias = bias};
+}
+
+int host_op_linear(struct kernels *k, const struct kernels_op_linear *op, double *seconds)
+{
+    struct host_context context;
+    uint32_t repeat = op->repeat && !op->add ? op->repeat : 1;
+    float *x = padded_copy(op->x, op->n, op->columns);
+    int status = open_context(k, op->columns, 1, 16, &context);
+    if (!x)
+        status = -1;
+    if (!status) {
+        const struct host_product product = {
+            .matrix = matrix_of(op->type, op->weight, op->bias, op->rows, op->columns),
+            .y = op->y,
+            .stride = op->rows,
+            .add = op->add,
+        };
+        uint64_t begin = host_clock_ns();
+        for (uint32_t r = 0; r < repeat; r++)
+            table_of(k)->linear(&context, &product, 1, x, host_padded(op->columns), op->n);
+        report(seconds, begin, repeat);
+    }
+    close_context(&context);
+    free(x);
+    return status;
+}
+
+/* The cache is filled in two rows of a step, so that keys before the queries come from the cache: the
+ * first row's queries are zeros and their results are not looked at. */
+int host_op_attention(struct kernels *k, const struct kernels_op_attention *op, double *seconds)
+{
+    struct host_context context;
+    uint32_t repeat = op->repeat ? op->repeat : 1, all = op->first + op->count;
+    uint32_t q_width = op->heads * op->head_dim, kv_width = op->kv_heads * op->head_dim;
+    uint32_t n_blocks = (all + op->block_tokens - 1) / op->block_tokens, half = op->head_dim / 2;
+    uint64_t block_bytes =
+        2 * (uint64_t)kv_width * op->block_tokens * host_kv_element_bytes(op->kv_type);
+    float *q = zeroed((uint64_t)all * q_width, sizeof *q);
+    float *key = zeroed((uint64_t)all * kv_width, sizeof *key);
+    float *value = zeroed((uint64_t)all * kv_width, sizeof *value);
+    float *out = zeroed((uint64_t)all * host_padded(q_width), sizeof *out);
+    float *cosine = zeroed((uint64_t)all * half + 1, sizeof *cosine);
+    float *sine = zeroed((uint64_t)all * half + 1, sizeof *sine);
+    uint32_t *blocks = zeroed(n_blocks, sizeof *blocks);
+    struct host_tile *tiles = zeroed(all, sizeof *tiles);
+    unsigned char *cache = zeroed(n_blocks, block_bytes);
+    int status = open_context(k, op->head_dim, op->heads / op->kv_heads, op->head_dim, &context);
+    if (!q || !key || !value || !out || !cosine || !sine || !blocks || !tiles || !cache)
+        status = -1;
+    if (status)
+        goto done;
+
+    memcpy(q + (uint64_t)op->first * q_width, op->q, (uint64_t)op->count * q_width * sizeof *q);
+    memcpy(key, op->k, (uint64_t)all * kv_width * sizeof *key);
+    memcpy(value, op->v, (uint64_t)all * kv_width * sizeof *value);
+    for (uint32_t p = 0; op->omega && p < all; p++)
+        for (uint32_t i = 0; i < half; i++) {
+            cosine[(uint64_t)p * half + i] = (float)(op->magnitude * cos(p * op->omega[i]));
+            sine[(uint64_t)p * half + i] = (float)(op->magnitude * sin(p * op->omega[i]));
+        }
+    for (uint32_t b = 0; b < n_blocks; b++) /* not in order */
+        blocks[b] = n_blocks - 1 - b;
+    const struct host_sequence rows[] = {
+        {.blocks = blocks, .position = 0, .count = op->first, .first = 0},
+        {.blocks = blocks, .position = op->first, .count = op->count, .first = op->first},
+    };
+    struct host_attention attention = {
+        .kv = {cache, block_bytes, op->kv_type, op->block_tokens, op->kv_heads, op->head_dim},
+        .sequences = op->first ? rows : rows + 1,
+        .n_sequences = op->first ? 2 : 1,
+        .n_tokens = all,
+        .rotation = {op->omega ? cosine : NULL, op->omega ? sine : NULL},
+        .heads = op->heads,
+        .window = op->window,
+        .sinks = op->sinks,
+        .q = q,
+        .k = key,
+        .v = value,
+        .out = out,
+        .out_stride = host_padded(q_width),
+        .tiles = tiles,
+    };
+    table_of(k)->attention(&context, &attention);
+    for (uint32_t i = 0; i < op->count; i++)
+        memcpy(op->out + (uint64_t)i * q_width,
+               out + (uint64_t)(op->first + i) * attention.out_stride, q_width * sizeof *out);
+    if (seconds) {
+        /* Timed: the queries alone. They turn further with every run, which costs the same. */
+        attention.sequences = rows + 1;
+        attention.n_sequences = 1;
+        attention.n_tokens = op->count;
+        uint64_t begin = host_clock_ns();
+        for (uint32_t r = 0; r < repeat; r++)
+            table_of(k)->attention(&context, &attention);
+        report(seconds, begin, repeat);
+    }
+done:
+    close_context(&context);
+    free(q);
+    free(key);
+    free(value);
+    free(out);
+    free(cosine);
+    free(sine);
+    free(blocks);
+    free(tiles);
+    free(cache);
+    return status;
+}
+
+int host_op_moe(struct kernels *k, const struct kernels_op_moe *op, double *seconds)
+{
+    struct host_context context;
+    uint32_t repeat = op->repeat ? op->repeat : 1;
+    uint64_t pairs = (uint64_t)op->n * op->active;
+    float *h = padded_copy(op->h, op->n, op->hidden);
+    float *logits = zeroed((uint64_t)op->n * op->experts, sizeof *logits);
+    uint32_t *chosen = zeroed(pairs, sizeof *chosen);
+    float *weight = zeroed(pairs, sizeof *weight);
+    float *unit = zeroed(pairs * host_padded(op->expert_ffn), sizeof *unit);
+    float *part = zeroed(pairs * op->hidden, sizeof *part);
+    uint32_t *order = zeroed(pairs, sizeof *order);
+    uint32_t *begins = zeroed((uint64_t)op->experts + 1, sizeof *begins);
+    uint32_t columns = op->hidden > op->expert_ffn ? op->hidden : op->expert_ffn;
+    int status = open_context(k, columns, 1, 16, &context);
+    if (!h || !logits || !chosen || !weight || !unit || !part || !order || !begins)
+        status = -1;
+    if (status)
+        goto done;
+
+    const struct host_product router = {
+        .matrix = matrix_of(op->router_type, op->router, op->router_bias, op->experts, op->hidden),
+        .y = logits,
+        .stride = op->experts,
+    };
+    const struct host_moe moe = {
+        .n = op->n,
+        .experts = op->experts,
+        .active = op->active,
+        .gate = matrix_of(op->type, op->gate, op->gate_bias, op->expert_ffn, op->hidden),
+        .up = matrix_of(op->type, op->up, op->up_bias, op->expert_ffn, op->hidden),
+        .down = matrix_of(op->type, op->down, op->down_bias, op->hidden, op->expert_ffn),
+        .alpha = op->alpha,
+        .limit = op->limit,
+        .h = h,
+        .h_stride = host_padded(op->hidden),
+        .chosen = chosen,
+        .weight = weight,
+        .x = op->x,
+        .unit = unit,
+        .part = part,
+        .pairs = order,
+        .begin = begins,
+    };
+    uint64_t begin = host_clock_ns();
+    for (uint32_t r = 0; r < repeat; r++) {
+        table_of(k)->linear(&context, &router, 1, h, host_padded(op->hidden), op->n);
+        table_of(k)->route(&context, logits, op->n, op->experts, op->active, chosen, weight);
+        table_of(k)->moe(&context, &moe);
+    }
+    report(seconds, begin, repeat);
+    if (op->chosen)
+        memcpy(op->chosen, chosen, pairs * sizeof *chosen);
+    if (op->weight)
+        memcpy(op->weight, weight, pairs * sizeof *weight);
+done:
+    close_context(&context);
+    free(h);
+    free(logits);
+    free(chosen);
+    free(weight);
+    free(unit);
+    free(part);
+    free(order);
+    free(begins);
+    return status;
+}

@@ -1,0 +1,113 @@
+#include "kernels/host/host.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+/* The stage's stream: one thread that takes work from the queue in order. */
+
+/* How long the stream looks for more work before it sleeps: a step of the pipeline often follows
+ * within microseconds, and waking takes some too. */
+#define SPIN_NS 20000
+
+uint64_t host_clock_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static void ring(struct host_stage *stage, struct host_lane *lane)
+{
+    for (uint32_t i = 0; i < lane->ring_count; i++)
+        stage->slot_token[lane->ring_slots[i]] = lane->sampled[i];
+}
+
+static bool is_empty(struct host_stage *stage)
+{
+    return atomic_load(&stage->queue_put) == atomic_load(&stage->queue_taken);
+}
+
+/* Waits for work; false: the stage is being destroyed and the queue is empty. */
+static bool wait_for_work(struct host_stage *stage)
+{
+    uint64_t until = host_clock_ns() + SPIN_NS;
+    while (is_empty(stage) && !atomic_load(&stage->quit) && host_clock_ns() < until)
+        ;
+    if (!is_empty(stage))
+        return true;
+    pthread_mutex_lock(&stage->mutex);
+    atomic_store(&stage->asleep, true);
+    while (is_empty(stage) && !atomic_load(&stage->quit))
+        pthread_cond_wait(&stage->wake, &stage->mutex);
+    atomic_store(&stage->asleep, false);
+    pthread_mutex_unlock(&stage->mutex);
+    return !is_empty(stage);
+}
+
+static void *stream_main(void *arg)
+{
+    struct host_stage *stage = arg;
+    while (wait_for_work(stage)) {
+        uint64_t at = atomic_load(&stage->queue_taken);
+        struct host_lane *lane = &stage->lanes[stage->queue[at % stage->queue_size].lane];
+        uint64_t begin = host_clock_ns();
+        if (stage->queue[at % stage->queue_size].work == HOST_RING)
+            ring(stage, lane);
+        else if (host_step_run(stage, lane))
+            atomic_store(&lane->failed, true);
+        atomic_fetch_add(&stage->busy_ns, host_clock_ns() - begin);
+        atomic_store(&stage->queue_taken, at + 1);
+        atomic_fetch_sub(&lane->pending, 1);
+        if (stage->base.options.notify)
+            stage->base.options.notify(stage->base.options.arg);
+    }
+    return NULL;
+}
+
+void host_stream_put(struct host_stage *stage, uint32_t lane, enum host_work work)
+{
+    uint64_t at = atomic_load(&stage->queue_put);
+    /* A lane has one step and one ring call under way at most: the door sees to it. */
+    assert(at - atomic_load(&stage->queue_taken) < stage->queue_size);
+    stage->queue[at % stage->queue_size].work = work;
+    stage->queue[at % stage->queue_size].lane = lane;
+    atomic_fetch_add(&stage->lanes[lane].pending, 1);
+    atomic_store(&stage->queue_put, at + 1);
+    if (atomic_load(&stage->asleep)) {
+        pthread_mutex_lock(&stage->mutex);
+        pthread_cond_signal(&stage->wake);
+        pthread_mutex_unlock(&stage->mutex);
+    }
+}
+
+int host_stream_start(struct host_stage *stage, char *err, size_t err_size)
+{
+    if (pthread_mutex_init(&stage->mutex, NULL) || pthread_cond_init(&stage->wake, NULL)) {
+        snprintf(err, err_size, "cannot make the stage's lock");
+        return -1;
+    }
+    stage->mutex_made = true;
+    if (pthread_create(&stage->thread, NULL, stream_main, stage)) {
+        snprintf(err, err_size, "cannot start the stage's thread: too many processes or threads?");
+        return -1;
+    }
+    stage->thread_made = true;
+    return 0;
+}
+
+void host_stream_stop(struct host_stage *stage)
+{
+    if (stage->thread_made) {
+        pthread_mutex_lock(&stage->mutex);
+        atomic_store(&stage->quit, true);
+        pthread_cond_signal(&stage->wake);
+        pthread_mutex_unlock(&stage->mutex);
+        pthread_join(stage->thread, NULL);
+    }
+    if (stage->mutex_made) {
+        pthread_cond_destroy(&stage->wake);
+        pthread_mutex_destroy(&stage->mutex);
+    }
+}

@@ -1,0 +1,81 @@
+/*
+ * ops: single operations of a device on host data, for tests and for the bench.
+ *
+ * The second door of kernels/. Nothing here is on the path of a step: each call copies its data to
+ * where the backend wants it, runs the operation `repeat` times, and copies the last result back.
+ * Of what kernels_stage_step() does, each operation here is the same code with the same bits.
+ *
+ *     struct kernels_op_linear op = {.type = GGUF_Q8_0, .weight = bytes, .rows = 512, …};
+ *     kernels_op_linear(k, &op, &seconds);
+ *
+ * All return 0, or -1 where the backend has no such operation or no memory. *seconds (may be NULL) is
+ * the mean time of one repetition, without the copies.
+ */
+#ifndef GPTOSS_KERNELS_OPS_H
+#define GPTOSS_KERNELS_OPS_H
+
+#include "kernels/kernels.h"
+
+/* out = weight · x / √(mean(x²) + eps) */
+struct kernels_op_rmsnorm {
+    uint32_t n, columns;
+    const float *x;      /* [n, columns] */
+    const float *weight; /* [columns] */
+    float eps;
+    float *out; /* [n, columns] */
+    uint32_t repeat; /* 0: 1 */
+};
+
+/* y = x · weightᵀ + bias, with `add`: y = y + (x · weightᵀ + bias) (repeat is then 1) */
+struct kernels_op_linear {
+    enum gguf_type type;
+    const void *weight; /* [rows, columns] in blocks of the type */
+    const float *bias;  /* [rows] or NULL */
+    uint32_t rows, columns, n;
+    const float *x; /* [n, columns] */
+    float *y;       /* [n, rows] */
+    bool add;
+    uint32_t repeat;
+};
+
+/* Attention of `count` queries at positions first…first+count−1 over keys and values at positions
+ * 0…first+count−1, of which those from max(0, p − window + 1) to p are seen by a query at p. The keys
+ * are stored in a paged cache of `kv_type` first; rope is applied to q and k where omega is given. */
+struct kernels_op_attention {
+    uint32_t heads, kv_heads, head_dim;
+    uint32_t window; /* 0: all keys */
+    enum kernels_kv_type kv_type;
+    uint32_t block_tokens;
+    uint32_t first, count;
+    const float *q;     /* [count, heads, head_dim] */
+    const float *k, *v; /* [first + count, kv_heads, head_dim] */
+    const float *sinks; /* [heads] */
+    const double *omega; /* [head_dim / 2], or NULL: no rotation */
+    double magnitude;    /* of the rotation */
+    float *out;          /* [count, heads, head_dim] */
+    uint32_t repeat;
+};
+
+/* x = x + Σ over the `active` best experts of each row, as the model's layers have it; the input of
+ * router and experts is h. (repeat is 1 where the result is wanted: x is added to.) */
+struct kernels_op_moe {
+    uint32_t n, hidden, experts, active, expert_ffn;
+    enum gguf_type router_type, type;
+    const void *router; /* [experts, hidden] of router_type */
+    const float *router_bias; /* [experts] */
+    const void *gate, *up, *down; /* [experts, expert_ffn, hidden] ×2, [experts, hidden, expert_ffn] */
+    const float *gate_bias, *up_bias, *down_bias; /* [experts, rows] */
+    float alpha, limit;
+    const float *h; /* [n, hidden] */
+    float *x;       /* [n, hidden] */
+    uint32_t *chosen; /* [n, active], or NULL: the experts chosen, best first */
+    float *weight;    /* [n, active], or NULL: their weights */
+    uint32_t repeat;
+};
+
+int kernels_op_rmsnorm(struct kernels *k, const struct kernels_op_rmsnorm *op, double *seconds);
+int kernels_op_linear(struct kernels *k, const struct kernels_op_linear *op, double *seconds);
+int kernels_op_attention(struct kernels *k, const struct kernels_op_attention *op, double *seconds);
+int kernels_op_moe(struct kernels *k, const struct kernels_op_moe *op, double *seconds);
+
+#endif
