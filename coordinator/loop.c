@@ -124,6 +124,16 @@ static void receive(struct loop *l, enum coordinator_side side)
     }
 }
 
+/* A table is logged line by line: a record is one line. */
+static void log_lines(enum log_level level, const char *text)
+{
+    for (const char *line = text; *line;) {
+        size_t size = strcspn(line, "\n");
+        log_write(level, "%.*s", (int)size, line);
+        line += size + (line[size] == '\n');
+    }
+}
+
 static void handle(struct loop *l, const struct coordinator_event *event)
 {
     char err[256];
@@ -148,11 +158,12 @@ static void handle(struct loop *l, const struct coordinator_event *event)
         break;
     }
     case COORDINATOR_LOG:
-        log_write((enum log_level)event->level, "%s", (const char *)event->bytes);
+        log_lines((enum log_level)event->level, (const char *)event->bytes);
         break;
     case COORDINATOR_SERVING:
         l->failures = 0;
-        log_info("the ranks are ready:\n%s", (const char *)event->bytes);
+        log_info("the ranks are ready:");
+        log_lines(LOG_INFO, (const char *)event->bytes);
         log_info("serving on %s; try: gptoss-client%s%s \"Hello\"", l->options->clients_endpoint,
                  strcmp(l->options->clients_endpoint, "tcp://127.0.0.1:5555") ? " --connect " : "",
                  strcmp(l->options->clients_endpoint, "tcp://127.0.0.1:5555")

@@ -165,11 +165,11 @@ struct gguf_layer {
     const struct gguf_tensor *sinks;     /* [heads] F32 */
     const struct gguf_tensor *ffn_norm;  /* [hidden] F32; named post_attention_norm in the file */
     struct gguf_linear router;           /* [experts, hidden] */
-    struct gguf_linear gate;             /* [experts, expert_ffn, hidden]; bias [experts, expert_ffn] */
-    struct gguf_linear up;               /* [experts, expert_ffn, hidden]; bias [experts, expert_ffn] */
-    struct gguf_linear down;             /* [experts, hidden, expert_ffn]; bias [experts, hidden] */
-    uint64_t bytes;                      /* of all tensors of the layer */
-    bool sliding;                        /* attends to the last `window` positions only */
+    struct gguf_linear gate; /* [experts, expert_ffn, hidden]; bias [experts, expert_ffn] */
+    struct gguf_linear up;   /* [experts, expert_ffn, hidden]; bias [experts, expert_ffn] */
+    struct gguf_linear down; /* [experts, hidden, expert_ffn]; bias [experts, hidden] */
+    uint64_t bytes;          /* of all tensors of the layer */
+    bool sliding;            /* attends to the last `window` positions only */
 };
 
 struct gguf_model {
@@ -184,8 +184,8 @@ struct gguf_model {
     uint32_t context; /* positions the model was made for */
     float norm_eps;
     float rope_theta;
-    float yarn_factor;         /* 1: no YaRN */
-    uint32_t yarn_context;     /* original context length */
+    float yarn_factor;                    /* 1: no YaRN */
+    uint32_t yarn_context;                /* original context length */
     float yarn_beta_fast, yarn_beta_slow; /* 32 and 1 where the file does not say */
     float swiglu_alpha, swiglu_limit;     /* 1.702 and 7; in no key of the format */
 

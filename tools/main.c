@@ -24,7 +24,7 @@ static const struct cli cli = {
                 "  gptoss-gguf synth --like 20b big.gguf\n"
                 "                                       a file of random weights, to measure with",
     .notes =
-        "Commands: show (header, keys, tensors, layers, bytes) and synth (random weights of any\n"
+        "Commands: show (header, keys, tensors, layers, bytes) and synth (random weights of any "
         "sizes). Each has its own help: gptoss-gguf show --help",
     .exit_codes = 1u << EXIT_DONE | 1u << EXIT_FAILED | 1u << EXIT_USAGE | 1u << EXIT_MODEL,
 };
