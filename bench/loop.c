@@ -349,7 +349,8 @@ static void close_loop(void *world)
     for (uint32_t r = 0; loop->socket && r < loop->options->stages; r++)
         if (loop->ranks[r].peer_size)
             send_to(loop, r, &message, err, sizeof err);
-    bench_child_stop(&loop->child, loop->plan ? 5 : 0.5);
+    /* Ranks that leave, or that have failed, end mpirun in good order; signalled while it ends, it may crash. */
+    bench_child_stop(&loop->child, bench_interrupted() ? 0.5 : 5);
     proto_frame_free(&loop->frame);
     proto_close(loop->socket);
     if (loop->context)

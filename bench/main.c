@@ -37,7 +37,8 @@ static void print_help(FILE *out)
         fprintf(out, "  %-10s %s\n", commands[i].name, commands[i].text);
     fprintf(out, "\nexamples:\n"
                  "  gptoss-bench pipeline -m models/gptoss-tiny-mxfp4.gguf --stages 1,2,4\n"
-                 "  gptoss-bench COMMAND --help\n");
+                 "  gptoss-bench COMMAND --help\n"
+                 "\nexit codes: those of the command, which its --help explains\n");
 }
 
 int main(int argc, char **argv)

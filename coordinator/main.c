@@ -222,8 +222,9 @@ int main(int argc, char **argv)
     };
     const struct cli cli = {
         .program = "gptoss-coordinator",
-        .summary = "serves a gpt-oss model through a pipeline of ranks: accepts prompts over ZeroMQ, "
-                   "schedules them, and streams back the tokens that the ranks sample",
+        .summary =
+            "serves a gpt-oss model through a pipeline of ranks: accepts prompts over ZeroMQ, "
+            "schedules them, and streams back the tokens that the ranks sample",
         .usage = "gptoss-coordinator --model FILE [options]",
         .examples = "  gptoss-coordinator -m models/gptoss-tiny-mxfp4.gguf --launch 4\n"
                     "      serve the bundled model with four ranks that it starts itself\n"

@@ -54,7 +54,8 @@ int tokenizer_encode(const struct tokenizer *t, const char *text, size_t size, s
 /* The bytes of a token: text (perhaps part of a character), or of a special token its name. NULL for
  * an id that is none. */
 const char *tokenizer_bytes(const struct tokenizer *t, uint32_t id, size_t *size);
-bool tokenizer_is_special(const struct tokenizer *t, uint32_t id); /* control, user-defined, unused */
+bool tokenizer_is_special(const struct tokenizer *t,
+                          uint32_t id); /* control, user-defined, unused */
 /* The id of a special token such as "<|start|>", or -1. */
 int64_t tokenizer_special(const struct tokenizer *t, const char *name);
 /* tokenizer.ggml.eos_token_id, <|return|>, <|call|>, <|endoftext|>: generation ends. Not <|end|>. */

@@ -8,14 +8,9 @@
 
 #include "plan/cut.h"
 #include "plan/size.h"
+#include "plan/stage.h"
 
 /*
- * What is counted where:
- *   weights      the tensors of the stage's layers; the embedding on the first stage; the output
- *                matrix (its rows that the stage holds) and norm on the last
- *   KV           both pools, for the stage's layers of each kind
- *   activations  lanes (input, output, samples) and the scratch of one step, see activation_bytes()
- *
  * Memory: a rank's share is the free memory of its device over the number of ranks on it. Weights in
  * place (cpu) are pages of the mapped file. Every layer is on one stage, so the file is counted once
  * for a device; its pages can be dropped and read again, so they never make a plan fail. They do
@@ -24,142 +19,13 @@
  */
 
 enum {
-    BLOCK_TOKENS = 16,
     DEFAULT_CONTEXT = 8192,
     DEFAULT_SEQUENCES = 16,
     DEFAULT_STEP_TOKENS = 512,
     STEP_SAMPLES_MIN = 64, /* replay samples several positions of one row */
     SEQUENCES_MAX = 1 << 20,
     STEP_TOKENS_MAX = 1 << 20,
-    SAMPLE_RESULT_BYTES = 288, /* of one sampled token: ids and logits of the top list, sums */
 };
-
-static uint64_t add(uint64_t a, uint64_t b)
-{
-    uint64_t sum;
-    return __builtin_add_overflow(a, b, &sum) ? UINT64_MAX : sum;
-}
-
-static uint64_t multiply(uint64_t a, uint64_t b)
-{
-    uint64_t product;
-    return __builtin_mul_overflow(a, b, &product) ? UINT64_MAX : product;
-}
-
-static uint64_t blocks_of(uint64_t positions)
-{
-    return (positions + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
-}
-
-uint64_t plan_kv_block_bytes(const struct gguf_model *model, enum plan_kv_type kv_type,
-                             uint32_t block_tokens, uint32_t layers)
-{
-    uint64_t element = kv_type == PLAN_KV_F32 ? 4 : 2;
-    uint64_t position = multiply(multiply(model->kv_heads, model->head_dim), 2 * element);
-    return multiply(multiply(position, block_tokens), layers);
-}
-
-/* ── what one stage takes ──────────────────────────────────────────────────────────────────── */
-
-/* One plan in the making: the same for all tries but for context and sequences. */
-struct draft {
-    const struct gguf_model *model;
-    const struct plan_options *options;
-    struct plan *plan;
-    const uint64_t *share; /* [n_stages], bytes; 0: unknown */
-};
-
-static double linear_bytes(const struct gguf_linear *linear)
-{
-    return (double)linear->weight->bytes + (linear->bias ? (double)linear->bias->bytes : 0);
-}
-
-/* Bytes that a layer reads for one token: of the experts only those that are active. */
-static double layer_token_bytes(const struct gguf_model *model, const struct gguf_layer *layer)
-{
-    double experts =
-        linear_bytes(&layer->gate) + linear_bytes(&layer->up) + linear_bytes(&layer->down);
-    return (double)layer->attn_norm->bytes + linear_bytes(&layer->attn_q) +
-           linear_bytes(&layer->attn_k) + linear_bytes(&layer->attn_v) +
-           linear_bytes(&layer->attn_out) + (double)layer->sinks->bytes +
-           (double)layer->ffn_norm->bytes + linear_bytes(&layer->router) +
-           experts * model->active / model->experts;
-}
-
-/* What a stage reads for a token besides its layers. */
-static double extra_token_bytes(const struct gguf_model *model, bool first,
-                                const struct plan_stage *stage)
-{
-    double bytes = first ? (double)model->embedding->row_bytes : 0;
-    if (stage->head_count > 0)
-        bytes += (double)model->output_norm->bytes +
-                 (double)model->output->row_bytes * stage->head_count;
-    return bytes;
-}
-
-static uint64_t weights_bytes(const struct gguf_model *model, bool first,
-                              const struct plan_stage *stage)
-{
-    uint64_t bytes = first ? model->embedding->bytes : 0;
-    for (uint32_t i = 0; i < stage->layer_count; i++)
-        bytes = add(bytes, model->layers[stage->layer_first + i].bytes);
-    if (stage->head_count > 0) {
-        bytes = add(bytes, model->output_norm->bytes);
-        if (!first || model->output != model->embedding)
-            bytes = add(bytes, multiply(model->output->row_bytes, stage->head_count));
-    }
-    return bytes;
-}
-
-/* Lanes: input and output [step_tokens, hidden], and for each sample its token and its result.
- * Scratch of one step, for each token: residual, normed and summed rows [hidden], q, the attention's
- * output, k, v, and for each active expert gate, up, their product and a row [hidden]; where the head
- * is, logits [step_samples, head_count]. All float32. */
-static uint64_t activation_bytes(const struct gguf_model *model, const struct plan *plan,
-                                 const struct plan_stage *stage)
-{
-    uint64_t lane = add(multiply(plan->step_tokens, (uint64_t)model->hidden * 4 * 2),
-                        multiply(plan->step_samples, 4 + SAMPLE_RESULT_BYTES));
-    uint64_t token = 3 * (uint64_t)model->hidden;
-    token = add(token, 2 * (uint64_t)model->heads * model->head_dim);
-    token = add(token, 2 * (uint64_t)model->kv_heads * model->head_dim);
-    token = add(token, (3 * (uint64_t)model->expert_ffn + model->hidden) * model->active);
-    uint64_t scratch = multiply(plan->step_tokens, multiply(token, 4));
-    uint64_t logits = multiply(plan->step_samples, 4 * (uint64_t)stage->head_count);
-    return add(multiply(plan->lanes, lane), add(scratch, logits));
-}
-
-static uint64_t kv_bytes(const struct draft *draft, const struct plan_stage *stage,
-                         uint64_t full_blocks)
-{
-    const struct plan *plan = draft->plan;
-    uint64_t full =
-        plan_kv_block_bytes(draft->model, plan->kv_type, BLOCK_TOKENS, stage->full_layers);
-    uint64_t window =
-        plan_kv_block_bytes(draft->model, plan->kv_type, BLOCK_TOKENS, stage->window_layers);
-    return add(multiply(full, full_blocks), multiply(window, plan->window_blocks));
-}
-
-/* Everything of a stage but kv_bytes and totals, from its range of layers. */
-static void fill_stage(const struct draft *draft, uint32_t s, struct plan_stage *stage)
-{
-    const struct gguf_model *model = draft->model;
-    const struct plan *plan = draft->plan;
-    stage->full_layers = stage->window_layers = 0;
-    stage->token_bytes = 0;
-    /* The head stays whole, on the last stage; all sums take it in any cut. */
-    stage->head_first = 0;
-    stage->head_count = s + 1 == plan->n_stages ? model->vocabulary : 0;
-    for (uint32_t i = 0; i < stage->layer_count; i++) {
-        const struct gguf_layer *layer = &model->layers[stage->layer_first + i];
-        *(layer->sliding ? &stage->window_layers : &stage->full_layers) += 1;
-        stage->token_bytes += layer_token_bytes(model, layer);
-    }
-    stage->token_bytes += extra_token_bytes(model, s == 0, stage);
-    stage->weights_bytes = weights_bytes(model, s == 0, stage);
-    stage->activation_bytes = activation_bytes(model, plan, stage);
-    stage->memory_bytes = draft->share[s];
-}
 
 static bool in_place(const struct draft *draft, uint32_t s)
 {
@@ -169,9 +35,9 @@ static bool in_place(const struct draft *draft, uint32_t s)
 /* What must fit, with the smallest pool that is any use: one sequence of `context`. */
 static uint64_t needed_bytes(const struct draft *draft, uint32_t s, const struct plan_stage *stage)
 {
-    uint64_t bytes =
-        add(stage->activation_bytes, kv_bytes(draft, stage, blocks_of(draft->plan->context)));
-    return in_place(draft, s) ? bytes : add(bytes, stage->weights_bytes);
+    uint64_t bytes = stage_add(stage->activation_bytes,
+                               stage_kv_bytes(draft, stage, stage_blocks(draft->plan->context)));
+    return in_place(draft, s) ? bytes : stage_add(bytes, stage->weights_bytes);
 }
 
 static bool range_fits(const void *arg, uint32_t s, uint32_t first, uint32_t count)
@@ -180,7 +46,7 @@ static bool range_fits(const void *arg, uint32_t s, uint32_t first, uint32_t cou
     if (draft->share[s] == 0)
         return true;
     struct plan_stage stage = {.layer_first = first, .layer_count = count};
-    fill_stage(draft, s, &stage);
+    stage_fill(draft, s, &stage);
     return needed_bytes(draft, s, &stage) <= draft->share[s];
 }
 
@@ -215,10 +81,10 @@ static int compute_layers(const struct draft *draft, uint32_t *counts)
     if (!layer_bytes || !extra_bytes || !bandwidth)
         goto done;
     for (uint32_t i = 0; i < model->n_layers; i++)
-        layer_bytes[i] = layer_token_bytes(model, &model->layers[i]);
+        layer_bytes[i] = stage_layer_token_bytes(model, &model->layers[i]);
     for (uint32_t s = 0; s < n_stages; s++) {
         struct plan_stage stage = {0};
-        fill_stage(draft, s, &stage);
+        stage_fill(draft, s, &stage);
         extra_bytes[s] = stage.token_bytes;
     }
     fill_bandwidth(draft->options, bandwidth);
@@ -241,7 +107,7 @@ done:
 static uint32_t size_full_pool(const struct draft *draft)
 {
     const struct plan *plan = draft->plan;
-    uint64_t least = blocks_of(plan->context);
+    uint64_t least = stage_blocks(plan->context);
     uint64_t blocks = least * plan->sequences;
     for (uint32_t s = 0; s < plan->n_stages; s++) {
         const struct plan_stage *stage = &plan->stages[s];
@@ -249,8 +115,8 @@ static uint32_t size_full_pool(const struct draft *draft)
             plan_kv_block_bytes(draft->model, plan->kv_type, BLOCK_TOKENS, stage->full_layers);
         if (stage->memory_bytes == 0 || block == 0)
             continue;
-        uint64_t taken =
-            add(add(stage->weights_bytes, stage->activation_bytes), kv_bytes(draft, stage, 0));
+        uint64_t taken = stage_add(stage_add(stage->weights_bytes, stage->activation_bytes),
+                                   stage_kv_bytes(draft, stage, 0));
         uint64_t room = stage->memory_bytes > taken ? stage->memory_bytes - taken : 0;
         if (room / block < blocks)
             blocks = room / block;
@@ -291,7 +157,7 @@ static int try_plan(const struct draft *draft)
         stage->layer_first = first;
         stage->layer_count = counts[s];
         first += counts[s];
-        fill_stage(draft, s, stage);
+        stage_fill(draft, s, stage);
         if (draft->share[s] > 0 && needed_bytes(draft, s, stage) > draft->share[s])
             status = 1;
         double bandwidth = draft->options->ranks ? draft->options->ranks[s].bandwidth : 0;
@@ -300,9 +166,9 @@ static int try_plan(const struct draft *draft)
     plan->full_blocks = size_full_pool(draft);
     for (uint32_t s = 0; s < plan->n_stages; s++) {
         struct plan_stage *stage = &plan->stages[s];
-        stage->kv_bytes = kv_bytes(draft, stage, plan->full_blocks);
+        stage->kv_bytes = stage_kv_bytes(draft, stage, plan->full_blocks);
         stage->total_bytes =
-            add(add(stage->weights_bytes, stage->kv_bytes), stage->activation_bytes);
+            stage_add(stage_add(stage->weights_bytes, stage->kv_bytes), stage->activation_bytes);
     }
 done:
     free(counts);
@@ -420,7 +286,7 @@ static int check_options(const struct gguf_model *model, const struct plan_optio
         return -1;
     }
     /* Block numbers are 32 bits wide, in both pools. */
-    uint64_t blocks = blocks_of(plan->context);
+    uint64_t blocks = stage_blocks(plan->context);
     if (blocks + 2 > UINT32_MAX / plan->sequences) {
         snprintf(err, err_size,
                  "%" PRIu32 " sequences of %" PRIu32

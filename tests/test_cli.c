@@ -283,7 +283,7 @@ static void knows_the_variables_of_all_programs(void **state)
             for (const char *p = source; (p = strstr(p, "\"GPTOSS_")) != NULL; p++) {
                 char name[64];
                 size_t length = strspn(p + 1, "ABCDEFGHIJKLMNOPQRSTUVWXYZ_");
-                if (p[1 + length] != '"' || length >= sizeof name)
+                if (p[1 + length] != '"' || length >= sizeof name || length == strlen("GPTOSS_"))
                     continue;
                 snprintf(name, sizeof name, "%.*s", (int)length, p + 1);
                 if (!cli_knows_variable(&none, name))

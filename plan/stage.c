@@ -1,0 +1,163 @@
+#include "plan/stage.h"
+
+/*
+ * What is counted where:
+ *   weights      the tensors of the stage's layers; the embedding on the first stage; the output
+ *                matrix (its rows that the stage holds) and norm on the last
+ *   KV           both pools, for the stage's layers of each kind
+ *   activations  lanes, tables and the scratch of one step, see activation_bytes()
+ */
+
+/* For activation_bytes(). */
+enum {
+    SAMPLE_RESULT_BYTES = 288, /* of one sampled token: ids and logits of the top list, sums */
+    ROW_BYTES = 128,           /* of one row of a step, or one slot */
+    PADDING = 16,              /* floats that a row may be padded by */
+    THREADS = 8,               /* of a rank; the plan does not know how many */
+    PANEL_ROWS = 32,           /* rows of a matrix that a thread unpacks at a time */
+    THREAD_BYTES = 64 << 10,
+    HEAD_ROWS = 32, /* rows that go through the head at a time */
+};
+
+uint64_t stage_add(uint64_t a, uint64_t b)
+{
+    uint64_t sum;
+    return __builtin_add_overflow(a, b, &sum) ? UINT64_MAX : sum;
+}
+
+uint64_t stage_multiply(uint64_t a, uint64_t b)
+{
+    uint64_t product;
+    return __builtin_mul_overflow(a, b, &product) ? UINT64_MAX : product;
+}
+
+uint64_t stage_blocks(uint64_t positions)
+{
+    return (positions + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
+}
+
+uint64_t plan_kv_block_bytes(const struct gguf_model *model, enum plan_kv_type kv_type,
+                             uint32_t block_tokens, uint32_t layers)
+{
+    uint64_t element = kv_type == PLAN_KV_F32 ? 4 : 2;
+    uint64_t position =
+        stage_multiply(stage_multiply(model->kv_heads, model->head_dim), 2 * element);
+    return stage_multiply(stage_multiply(position, block_tokens), layers);
+}
+
+static double linear_bytes(const struct gguf_linear *linear)
+{
+    return (double)linear->weight->bytes + (linear->bias ? (double)linear->bias->bytes : 0);
+}
+
+double stage_layer_token_bytes(const struct gguf_model *model, const struct gguf_layer *layer)
+{
+    double experts =
+        linear_bytes(&layer->gate) + linear_bytes(&layer->up) + linear_bytes(&layer->down);
+    return (double)layer->attn_norm->bytes + linear_bytes(&layer->attn_q) +
+           linear_bytes(&layer->attn_k) + linear_bytes(&layer->attn_v) +
+           linear_bytes(&layer->attn_out) + (double)layer->sinks->bytes +
+           (double)layer->ffn_norm->bytes + linear_bytes(&layer->router) +
+           experts * model->active / model->experts;
+}
+
+/* What a stage reads for a token besides its layers. */
+static double extra_token_bytes(const struct gguf_model *model, bool first,
+                                const struct plan_stage *stage)
+{
+    double bytes = first ? (double)model->embedding->row_bytes : 0;
+    if (stage->head_count > 0)
+        bytes += (double)model->output_norm->bytes +
+                 (double)model->output->row_bytes * stage->head_count;
+    return bytes;
+}
+
+static uint64_t weights_bytes(const struct gguf_model *model, bool first,
+                              const struct plan_stage *stage)
+{
+    uint64_t bytes = first ? model->embedding->bytes : 0;
+    for (uint32_t i = 0; i < stage->layer_count; i++)
+        bytes = stage_add(bytes, model->layers[stage->layer_first + i].bytes);
+    if (stage->head_count > 0) {
+        bytes = stage_add(bytes, model->output_norm->bytes);
+        if (!first || model->output != model->embedding)
+            bytes = stage_add(bytes, stage_multiply(model->output->row_bytes, stage->head_count));
+    }
+    return bytes;
+}
+
+/* What a rank takes besides weights and KV, a little more than the CPU backends do (a test compares).
+ *   lanes    each: input and output rows [step_tokens, hidden] as far as the stage has them, samples
+ *            and their results, rows and the blocks that they are given
+ *   tables   of slots, and the angles of every position
+ *   scratch  of one step, for each token: rows [hidden] before and after the norm, q, what attention
+ *            gives, k, v, router, and for each active expert its unit row [expert_ffn] and part
+ *            [hidden]; for each thread panels of a matrix; where the head is, logits of some rows and,
+ *            for each thread, the sorting of one */
+static uint64_t activation_bytes(const struct gguf_model *model, const struct plan *plan,
+                                 bool first, const struct plan_stage *stage)
+{
+    uint64_t hidden = model->hidden, q = (uint64_t)model->heads * model->head_dim;
+    uint64_t kv = (uint64_t)model->kv_heads * model->head_dim;
+    uint64_t entries = stage_blocks(plan->context);
+
+    uint64_t lane = stage_multiply(plan->step_tokens, first ? 4 : 4 * hidden);
+    if (stage->head_count == 0)
+        lane = stage_add(lane, stage_multiply(plan->step_tokens, 4 * hidden));
+    lane = stage_add(lane, stage_multiply(plan->step_samples, 8 + SAMPLE_RESULT_BYTES));
+    lane = stage_add(lane, stage_multiply(plan->step_rows,
+                                          stage_add(ROW_BYTES, stage_multiply(entries, 2 * 4))));
+
+    uint64_t tables = stage_add(
+        stage_multiply(plan->sequences, stage_add(ROW_BYTES, stage_multiply(entries, 2 * 4))),
+        stage_multiply(plan->context, 4 * (uint64_t)model->head_dim));
+
+    uint64_t token = 2 * (hidden + PADDING) + 2 * (q + PADDING) + 2 * kv + model->experts;
+    token =
+        stage_add(token, stage_multiply(model->active, model->expert_ffn + PADDING + hidden + 4));
+    uint64_t widest = hidden > q ? hidden : q;
+    if (model->expert_ffn > widest)
+        widest = model->expert_ffn;
+    uint64_t thread = stage_add(stage_multiply(widest, 4 * PANEL_ROWS), THREAD_BYTES);
+    uint64_t scratch = stage_multiply(plan->step_tokens, stage_multiply(token, 4));
+    if (stage->head_count > 0) {
+        uint64_t rows = plan->step_samples < HEAD_ROWS ? plan->step_samples : HEAD_ROWS;
+        scratch = stage_add(scratch,
+                            stage_multiply(rows, 4 * (stage->head_count + 2 * hidden + PADDING)));
+        thread = stage_add(thread, stage_multiply(stage->head_count, 4 * 4));
+    }
+    scratch = stage_add(scratch, stage_multiply(thread, THREADS));
+    return stage_add(stage_multiply(plan->lanes, lane), stage_add(tables, scratch));
+}
+
+uint64_t stage_kv_bytes(const struct draft *draft, const struct plan_stage *stage,
+                        uint64_t full_blocks)
+{
+    const struct plan *plan = draft->plan;
+    uint64_t full =
+        plan_kv_block_bytes(draft->model, plan->kv_type, BLOCK_TOKENS, stage->full_layers);
+    uint64_t window =
+        plan_kv_block_bytes(draft->model, plan->kv_type, BLOCK_TOKENS, stage->window_layers);
+    return stage_add(stage_multiply(full, full_blocks),
+                     stage_multiply(window, plan->window_blocks));
+}
+
+void stage_fill(const struct draft *draft, uint32_t s, struct plan_stage *stage)
+{
+    const struct gguf_model *model = draft->model;
+    const struct plan *plan = draft->plan;
+    stage->full_layers = stage->window_layers = 0;
+    stage->token_bytes = 0;
+    /* The head stays whole, on the last stage; all sums take it in any cut. */
+    stage->head_first = 0;
+    stage->head_count = s + 1 == plan->n_stages ? model->vocabulary : 0;
+    for (uint32_t i = 0; i < stage->layer_count; i++) {
+        const struct gguf_layer *layer = &model->layers[stage->layer_first + i];
+        *(layer->sliding ? &stage->window_layers : &stage->full_layers) += 1;
+        stage->token_bytes += stage_layer_token_bytes(model, layer);
+    }
+    stage->token_bytes += extra_token_bytes(model, s == 0, stage);
+    stage->weights_bytes = weights_bytes(model, s == 0, stage);
+    stage->activation_bytes = activation_bytes(model, plan, s == 0, stage);
+    stage->memory_bytes = draft->share[s];
+}
