@@ -245,17 +245,17 @@ static void a_send_that_nobody_takes_is_late_too(void **state)
     transport_close(edge);
 }
 
-/* Two receives with 400 ms each, of which the second comes 700 ms after both were posted. */
+/* Two receives with 1.5 s each, of which the second comes 1.8 s after both were posted. */
 static void a_transfer_has_its_time_from_when_it_is_first_in_line(void **state)
 {
     (void)state;
     if (self > 1)
         return;
-    struct transport_edge *edge = open_edge(1, 0, TRANSPORT_DATA, 400);
+    struct transport_edge *edge = open_edge(1, 0, TRANSPORT_DATA, 1500);
     char bytes[2] = {0};
     if (self == 1) {
         for (int i = 0; i < 2; i++) {
-            sleep_ms(350);
+            sleep_ms(900);
             send_all(edge, &bytes[i], 1);
         }
     } else {

@@ -1,0 +1,300 @@
+/*
+ * Real ranks, driven by a small coordinator (test_worker.h). usage: test_worker pipeline|refusals|silence
+ */
+#include "tests/test.h"
+
+#include "tests/test_worker.h"
+
+/* ── cases ─────────────────────────────────────────────────────────────────────────────────── */
+
+/* Two sequences in the same steps, prompts cut into chunks, IN_FLIGHT steps ahead of what was seen: so
+ * all but the prompts' tokens go round the ring. */
+static void two_sequences(uint32_t ranks)
+{
+    enum { TOKENS = 40 };
+    struct sequence sequences[2] = {golden("genesis", 2), golden("psalm23", 0)};
+    static const uint32_t chunk[2] = {3, 7};
+    uint64_t seen = 0;
+    Gptoss__Row rows[SLOTS];
+    uint32_t blocks[SLOTS][CONTEXT / BLOCK_TOKENS];
+    uint32_t who[4096][SLOTS], n_rows[4096];
+    bring_up(ranks);
+    for (;;) {
+        /* The second one begins while the first is being answered. */
+        while (it.steps - seen < IN_FLIGHT) {
+            uint32_t n = 0;
+            for (uint32_t i = 0; i < 2; i++) {
+                struct sequence *s = &sequences[i];
+                uint32_t left = s->issued < s->n_prompt ? s->n_prompt - s->issued : 1;
+                if (s->issued - s->n_prompt + 1 == TOKENS || (i == 1 && it.steps < 9))
+                    continue;
+                who[it.steps + 1][n] = i;
+                fill_row(&rows[n], blocks[n], s, left < chunk[i] ? left : chunk[i]);
+                n++;
+            }
+            if (n == 0)
+                break;
+            n_rows[it.steps + 1] = n;
+            send_step(rows, n);
+        }
+        if (seen == it.steps)
+            break;
+        Gptoss__RankMessage *m = hear_of(GPTOSS__RANK_MESSAGE__BODY_RESULT);
+        assert_int_equal(m->epoch, EPOCH);
+        assert_int_equal(m->result->step, ++seen);
+        assert_string_equal(m->result->error, "");
+        for (size_t i = 0; i < m->result->n_samples; i++) {
+            assert_true(m->result->samples[i]->row < n_rows[seen]);
+            check_sample(&sequences[who[seen][m->result->samples[i]->row]], m->result->samples[i]);
+        }
+        proto_free(&m->base);
+    }
+    assert_int_equal(sequences[0].received, TOKENS);
+    assert_int_equal(sequences[1].received, TOKENS);
+    shut_down();
+    says(log_text(), "of 24");
+}
+
+static void one_rank_without_mpirun_gives_the_golden_tokens(void **state)
+{
+    (void)state;
+    two_sequences(1);
+}
+
+static void two_ranks_give_the_golden_tokens(void **state)
+{
+    (void)state;
+    two_sequences(2);
+}
+
+static void four_ranks_give_the_golden_tokens(void **state)
+{
+    (void)state;
+    two_sequences(4);
+}
+
+static void a_step_of_another_epoch_is_dropped(void **state)
+{
+    (void)state;
+    struct sequence s = golden("genesis", 1);
+    Gptoss__Row row;
+    uint32_t blocks[CONTEXT / BLOCK_TOKENS];
+    bring_up(2);
+    Gptoss__Step stale = GPTOSS__STEP__INIT;
+    stale.step = 1;
+    MESSAGE(&stale, STEP, step);
+    message.epoch = EPOCH - 1;
+    tell(0, &message);
+    fill_row(&row, blocks, &s, s.n_prompt);
+    send_step(&row, 1);
+    Gptoss__RankMessage *m = hear_of(GPTOSS__RANK_MESSAGE__BODY_RESULT);
+    assert_string_equal(m->result->error, "");
+    assert_int_equal(m->result->n_samples, 1);
+    check_sample(&s, m->result->samples[0]);
+    proto_free(&m->base);
+    shut_down();
+}
+
+static void a_shutdown_with_steps_under_way_ends_all_ranks_with_0(void **state)
+{
+    (void)state;
+    struct sequence s = golden("genesis", 1);
+    Gptoss__Row row;
+    uint32_t blocks[CONTEXT / BLOCK_TOKENS];
+    bring_up(4);
+    for (int i = 0; i < IN_FLIGHT; i++) {
+        fill_row(&row, blocks, &s, i ? 1 : s.n_prompt);
+        send_step(&row, 1);
+    }
+    shut_down();
+}
+
+static void every_rank_says_each_second_that_it_is_there(void **state)
+{
+    (void)state;
+    uint32_t beats[2] = {0};
+    bring_up(2);
+    double end = now() + 2.5;
+    while (now() < end) {
+        Gptoss__RankMessage *m = hear_of(GPTOSS__RANK_MESSAGE__BODY_HEARTBEAT);
+        assert_true(m->heartbeat->rank < 2 && m->heartbeat->up_seconds > 0);
+        beats[m->heartbeat->rank]++;
+        proto_free(&m->base);
+    }
+    assert_in_range(beats[0], 2, 5);
+    assert_in_range(beats[1], 2, 5);
+    shut_down();
+}
+
+static void nobody_there_is_exit_code_5_and_says_what_to_start(void **state)
+{
+    (void)state;
+    for (uint32_t ranks = 1; ranks <= 2; ranks++) {
+        start(ranks, "ipc:///tmp/gptoss-test-nobody", "0.4");
+        assert_int_equal(ended(15), 5);
+        says(log_text(), "no coordinator at ipc:///tmp/gptoss-test-nobody: start one with "
+                         "gptoss-coordinator --model FILE");
+    }
+}
+
+static void a_refused_rank_says_why_and_exits_with_1(void **state)
+{
+    (void)state;
+    start(2, it.endpoint, "20");
+    hear_hellos();
+    Gptoss__RankRefused refused = GPTOSS__RANK_REFUSED__INIT;
+    refused.text = (char *)"another world is here";
+    MESSAGE(&refused, REFUSED, refused);
+    message.epoch = 0;
+    tell(0, &message);
+    tell(1, &message);
+    assert_int_equal(ended(15), 1);
+    says(log_text(), "another world is here");
+}
+
+static void a_model_file_that_is_not_there_is_exit_code_3(void **state)
+{
+    (void)state;
+    start(2, it.endpoint, "20");
+    hear_hellos();
+    welcome("/nowhere/model.gguf");
+    Gptoss__RankMessage *m = hear_failure();
+    says(m->failed->text, "/nowhere/model.gguf");
+    proto_free(&m->base);
+    assert_int_equal(ended(15), 3);
+}
+
+/* Fills in `row`, lets the case spoil it, and sees what stage 0 says of it. */
+static void refused_step(void (*spoil)(Gptoss__Row *row), const char *what)
+{
+    struct sequence s = golden("genesis", 1);
+    Gptoss__Row row;
+    uint32_t blocks[CONTEXT / BLOCK_TOKENS];
+    bring_up(2);
+    fill_row(&row, blocks, &s, s.n_prompt);
+    spoil(&row);
+    send_step(&row, 1);
+    Gptoss__RankMessage *m = hear_of(GPTOSS__RANK_MESSAGE__BODY_RESULT);
+    assert_int_equal(m->result->step, 1);
+    says(m->result->error, what);
+    proto_free(&m->base);
+    m = hear_failure();
+    says(m->failed->text, what);
+    proto_free(&m->base);
+    assert_int_equal(ended(15), 1);
+}
+
+static void name_a_slot_that_is_not_there(Gptoss__Row *row)
+{
+    row->slot = SLOTS;
+}
+
+static void a_step_that_breaks_a_bound_is_answered_and_ends_the_ranks(void **state)
+{
+    (void)state;
+    refused_step(name_a_slot_that_is_not_there, "step 1, row 0: no such slot (4)");
+}
+
+static void refer_to_nothing(Gptoss__Row *row)
+{
+    row->n_tokens = 0;
+    row->count = 1;
+    row->sample_from = 0;
+    row->restart = 0;
+}
+
+static void a_reference_to_what_was_never_sampled_is_refused(void **state)
+{
+    (void)state;
+    refused_step(refer_to_nothing, "no token has been sampled for slot 1 yet");
+}
+
+/* The process that is rank `rank`, among mpirun's children. */
+static pid_t rank_pid(uint32_t rank)
+{
+    char path[64], variable[64], environment[65536];
+    pid_t found = 0;
+    int pid;
+    snprintf(variable, sizeof variable, "OMPI_COMM_WORLD_RANK=%u", rank);
+    snprintf(path, sizeof path, "/proc/%d/task/%d/children", it.pid, it.pid);
+    FILE *children = fopen(path, "r");
+    assert_non_null(children);
+    while (!found && fscanf(children, "%d", &pid) == 1) {
+        snprintf(path, sizeof path, "/proc/%d/environ", pid);
+        FILE *file = fopen(path, "r");
+        size_t size = file ? fread(environment, 1, sizeof environment - 1, file) : 0;
+        environment[size] = 0;
+        for (char *at = environment; at < environment + size; at += strlen(at) + 1)
+            if (strcmp(at, variable) == 0)
+                found = pid;
+        if (file)
+            fclose(file);
+    }
+    fclose(children);
+    assert_true(found > 0);
+    return found;
+}
+
+static void a_rank_that_hangs_is_named_by_the_one_that_waits(void **state)
+{
+    (void)state;
+    struct sequence s = golden("genesis", 1);
+    Gptoss__Row row;
+    uint32_t blocks[CONTEXT / BLOCK_TOKENS];
+    it.deadline_ms = 700;
+    bring_up(2);
+    kill(rank_pid(1), SIGSTOP);
+    fill_row(&row, blocks, &s, s.n_prompt);
+    send_step(&row, 1);
+    Gptoss__RankMessage *m = hear_failure();
+    assert_int_equal(m->failed->rank, 0);
+    says(m->failed->text, "stage 0 waited ");
+    says(m->failed->text, " stage 1 (rank 1 on host "); /* to take activations, or for tokens */
+    says(m->failed->text, " of step 1");
+    proto_free(&m->base);
+    assert_int_equal(ended(15), 6);
+}
+
+static void a_silent_coordinator_is_lost_after_10_seconds(void **state)
+{
+    (void)state;
+    bring_up(2);
+    double begin = now();
+    assert_int_equal(ended(20), 5);
+    assert_true(now() - begin > 8);
+    says(log_text(), "coordinator lost: nothing heard from ipc://");
+}
+
+#define CASE(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest pipeline[] = {
+        CASE(one_rank_without_mpirun_gives_the_golden_tokens),
+        CASE(two_ranks_give_the_golden_tokens),
+        CASE(four_ranks_give_the_golden_tokens),
+        CASE(a_step_of_another_epoch_is_dropped),
+        CASE(a_shutdown_with_steps_under_way_ends_all_ranks_with_0),
+        CASE(every_rank_says_each_second_that_it_is_there),
+    };
+    const struct CMUnitTest refusals[] = {
+        CASE(nobody_there_is_exit_code_5_and_says_what_to_start),
+        CASE(a_refused_rank_says_why_and_exits_with_1),
+        CASE(a_model_file_that_is_not_there_is_exit_code_3),
+        CASE(a_step_that_breaks_a_bound_is_answered_and_ends_the_ranks),
+        CASE(a_reference_to_what_was_never_sampled_is_refused),
+        CASE(a_rank_that_hangs_is_named_by_the_one_that_waits),
+    };
+    const struct CMUnitTest silence[] = {
+        CASE(a_silent_coordinator_is_lost_after_10_seconds),
+    };
+    const char *group = argc > 1 ? argv[1] : "";
+    if (strcmp(group, "pipeline") == 0)
+        return cmocka_run_group_tests(pipeline, NULL, NULL);
+    if (strcmp(group, "refusals") == 0)
+        return cmocka_run_group_tests(refusals, NULL, NULL);
+    if (strcmp(group, "silence") == 0)
+        return cmocka_run_group_tests(silence, NULL, NULL);
+    fprintf(stderr, "usage: test_worker pipeline|refusals|silence\n");
+    return 2;
+}

@@ -20,6 +20,8 @@
 
 #include "base/base.h"
 
+#define SEND_LARGE 4096 /* bytes; MPI may split what is longer into pieces */
+
 /* What those behind may still do in this pass over the lanes. */
 struct turn {
     bool start, finish, store;
@@ -344,18 +346,23 @@ void worker_stage_wait(struct worker_stage *stage, int fd, bool moved)
         wait_moved(&stage->wait);
         return;
     }
-    struct transport_edge *const edges[] = {stage->headers_out, stage->data_in, stage->data_out,
-                                            stage->ring_in, stage->ring_out};
-    enum wait_expect expect = WAIT_NOTHING;
-    for (size_t i = 0; i < sizeof edges / sizeof *edges; i++)
-        if (edges[i] && edges[i]->pending)
-            expect = WAIT_TRANSFER;
+    struct transport_edge *const edges[] = {stage->headers_in, stage->headers_out, stage->data_in,
+                                            stage->data_out,   stage->ring_in,     stage->ring_out};
+    struct wait_for what = {.belled = true};
+    for (size_t i = 0; i < sizeof edges / sizeof *edges; i++) {
+        if (edges[i] == NULL)
+            continue;
+        what.belled &= stage->world->can_ring[edges[i]->peer];
+        what.transfer |= edges[i]->pending && edges[i] != stage->headers_in;
+        for (const struct transport_transfer *t = edges[i]->pending; t; t = t->next)
+            what.pushing |= t->sending && t->bytes > SEND_LARGE;
+    }
     const int fds[] = {stage->notified, fd, stage->world->bell};
-    wait_sleep(&stage->wait, expect, fds, 3);
+    wait_sleep(&stage->wait, &what, fds, 3);
     uint64_t count;
     (void)!read(stage->notified, &count, sizeof count);
-    if (stage->world->bell >= 0)
-        world_ring_drain(stage->world);
+    if (stage->world->bell >= 0 && world_ring_drain(stage->world))
+        wait_rung(&stage->wait);
 }
 
 void worker_stage_info(const struct worker_stage *stage, struct worker_stage_info *info)

@@ -47,6 +47,8 @@ static int check_plan(const Gptoss__Plan *plan, const struct worker_world_info *
         plan->head_count > model->vocabulary - plan->head_first)
         return refuse(err, err_size, "rows of the output matrix that are not there",
                       plan->head_first);
+    if (last && plan->head_count == 0)
+        return refuse(err, err_size, "the last stage has no rows of the output matrix", 0);
     if (plan->kv_type > GPTOSS__PLAN__KV_TYPE__BF16)
         return refuse(err, err_size, "unknown type of KV", plan->kv_type);
     if (plan->kv_block_tokens == 0 || plan->kv_block_tokens & (plan->kv_block_tokens - 1))
@@ -153,14 +155,13 @@ static int load(struct worker_stage *stage, const struct worker_stage_options *o
                   "the two enums agree");
     struct kernels_info info;
     double begin = clock_seconds();
-    kernels_info(options->kernels, &info);
     kernels_stage_footprint(options->kernels, options->model, &o, &stage->footprint);
-    if (kernels_stage_create(&stage->kernels, options->kernels, options->model, &o, err, err_size))
-        return info.memory_free_bytes &&
-                       stage->footprint.kv_bytes + stage->footprint.activation_bytes >
-                           info.memory_free_bytes
-                   ? 1
-                   : -1;
+    if (kernels_stage_create(&stage->kernels, options->kernels, options->model, &o, err,
+                             err_size)) {
+        kernels_info(options->kernels, &info);
+        uint64_t need = stage->footprint.kv_bytes + stage->footprint.activation_bytes;
+        return info.memory_free_bytes && need > info.memory_free_bytes ? 1 : -1;
+    }
     stage->load_seconds = clock_seconds() - begin;
     return 0;
 }

@@ -28,10 +28,12 @@ int transport_open(struct transport_edge **out, const struct transport *transpor
     return transport->open(out, options, err, err_size);
 }
 
-static void begin(struct transport_edge *edge, struct transport_transfer *transfer, bool sending)
+static void begin(struct transport_edge *edge, struct transport_transfer *transfer, bool sending,
+                  size_t bytes)
 {
     assert(!transfer->pending && edge->sending == sending);
     transfer->sending = sending;
+    transfer->bytes = bytes;
     transfer->pending = true;
     transfer->posted_us = clock_us();
     transfer->next = edge->pending;
@@ -52,7 +54,7 @@ static void end(struct transport_transfer *transfer)
 int transport_send(struct transport_edge *edge, struct transport_transfer *transfer,
                    const void *address, size_t bytes, char *err, size_t err_size)
 {
-    begin(edge, transfer, true);
+    begin(edge, transfer, true, bytes);
     if (edge->transport->post_send(edge, transfer, address, bytes, err, err_size) == 0)
         return 0;
     end(transfer);
@@ -62,7 +64,7 @@ int transport_send(struct transport_edge *edge, struct transport_transfer *trans
 int transport_receive(struct transport_edge *edge, struct transport_transfer *transfer,
                       void *address, size_t bytes, char *err, size_t err_size)
 {
-    begin(edge, transfer, false);
+    begin(edge, transfer, false, bytes);
     if (edge->transport->post_receive(edge, transfer, address, bytes, err, err_size) == 0)
         return 0;
     end(transfer);

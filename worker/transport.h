@@ -56,6 +56,7 @@ struct transport_transfer {
     bool patient;     /* it may wait for ever: a receive of what nobody may have sent yet */
 
     bool pending, sending;
+    size_t bytes;
     uint64_t posted_us;
     void *handle;                            /* of the back */
     struct transport_transfer *next, **link; /* among the edge's pending */

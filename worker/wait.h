@@ -1,11 +1,11 @@
 /*
  * wait: how a rank that has nothing to do sleeps.
  *
- * MPI has no descriptor to sleep on, so a rank polls, and how often is a bargain: often costs the cores
- * that other ranks compute on, seldom costs latency on every hop. Each sleep is as long as half of what
- * was waited already, so that a wait is never lengthened by more than half, from 20 µs up to a bound
- * that depends on what is expected. Descriptors cut a sleep short: the device's, the coordinator's
- * socket, the doorbell of the ranks of this host.
+ * MPI has no descriptor to sleep on. Between ranks of one host a doorbell stands in for it: who posts a
+ * send also writes a byte to the receiver's socket. Where there is none, a rank polls, and how often is a
+ * bargain: often costs the cores that other ranks compute on (40 µs of a core each time, measured on a
+ * virtual machine), seldom costs latency on every hop. Each sleep is then half as long as what was
+ * waited already, so that a wait is never lengthened by more than half.
  */
 #ifndef GPTOSS_WORKER_WAIT_H
 #define GPTOSS_WORKER_WAIT_H
@@ -15,13 +15,20 @@
 #include <stdint.h>
 
 struct wait {
-    uint64_t quiet_since_us; /* when something last moved */
+    uint64_t moved_us; /* when something last moved */
+    uint64_t rung_us;  /* when the doorbell last rang */
 };
 
-enum wait_expect { WAIT_NOTHING, WAIT_TRANSFER };
+/* What a sleep is for. */
+struct wait_for {
+    bool belled;   /* all that may come is announced by the bell */
+    bool transfer; /* a transfer is under way */
+    bool pushing;  /* a large send is: MPI may need both sides awake to move it piece by piece */
+};
 
 void wait_moved(struct wait *wait);
-/* Descriptors that are -1 are left out. */
-void wait_sleep(struct wait *wait, enum wait_expect expect, const int *fds, size_t n_fds);
+void wait_rung(struct wait *wait);
+/* Sleeps a while, at most until a descriptor is readable; those that are −1 are left out. */
+void wait_sleep(const struct wait *wait, const struct wait_for *what, const int *fds, size_t n_fds);
 
 #endif

@@ -22,7 +22,7 @@
 #define HELLO_SECONDS   1.0
 #define LOADING_SECONDS 0.25 /* between two messages while loading */
 #define SAY_SECONDS     5.0  /* between two lines of the log while loading */
-#define OTHERS_SECONDS  0.3  /* that ranks > 0 are more patient than rank 0: it speaks for them */
+#define OTHERS_SECONDS  1.5  /* that ranks > 0 are more patient than rank 0: it speaks for them */
 #define HEARD_MS        100  /* most that a wait for the coordinator sleeps at a time */
 
 enum phase { PHASE_HELLO, PHASE_WELCOMED, PHASE_JOINED, PHASE_PLANNED, PHASE_READY };
@@ -44,6 +44,8 @@ struct worker {
     struct gguf_file *file;
     struct gguf_model *model;
     struct kernels *kernels;
+    struct kernels_info
+        device_info; /* as it was before anything was loaded: it takes time to find out */
     struct worker_stage *stage;
     double begin_seconds; /* when the world joined */
     double loading_seconds, said_seconds;
@@ -96,6 +98,12 @@ static int send(struct worker *w, Gptoss__RankMessage *message)
     return end(w, EXIT_COORDINATOR, "coordinator lost: %s", err);
 }
 
+/* What all ranks notice alike, rank 0 says: mpirun ends the others before they would. */
+static double patience(const struct worker *w)
+{
+    return w->info->rank ? OTHERS_SECONDS : 0;
+}
+
 /* ── what the coordinator says ─────────────────────────────────────────────────────────────── */
 
 static void take_welcome(struct worker *w, const Gptoss__SupervisorMessage *message)
@@ -133,6 +141,7 @@ static void take(struct worker *w, Gptoss__SupervisorMessage *message)
     switch (message->body_case) {
     case GPTOSS__SUPERVISOR_MESSAGE__BODY_WELCOME: take_welcome(w, message); break;
     case GPTOSS__SUPERVISOR_MESSAGE__BODY_REFUSED:
+        poll(NULL, 0, (int)(patience(w) * 1000));
         end(w, EXIT_FAILED, "the coordinator refused this rank: %s", message->refused->text);
         break;
     case GPTOSS__SUPERVISOR_MESSAGE__BODY_PLAN:
@@ -167,11 +176,7 @@ static int beat(struct worker *w)
         beat.busy_seconds = info.busy_seconds;
         beat.queue = info.queue + w->steps_count;
     }
-    if (w->kernels) {
-        struct kernels_info info;
-        kernels_info(w->kernels, &info);
-        beat.memory_free_bytes = info.memory_free_bytes;
-    }
+    beat.memory_free_bytes = w->device_info.memory_free_bytes;
     message.body_case = GPTOSS__RANK_MESSAGE__BODY_HEARTBEAT;
     message.heartbeat = &beat;
     return send(w, &message);
@@ -189,7 +194,7 @@ static int service(struct worker *w)
         return -1;
     if (got < 0)
         return end(w, EXIT_COORDINATOR, "coordinator lost: %s", err);
-    if (link_silence(w->link) > SILENCE_SECONDS)
+    if (link_silence(w->link) > SILENCE_SECONDS + patience(w))
         return end(w, EXIT_COORDINATOR, "coordinator lost: nothing heard from %s for %.0f s",
                    w->options.coordinator, SILENCE_SECONDS);
     return link_beat_due(w->link) ? beat(w) : 0;
@@ -229,7 +234,6 @@ static int greet(struct worker *w)
     message.hello = &hello;
 
     double begin = clock_seconds(), next = begin;
-    double patience = w->options.connect_timeout + (w->info->rank ? OTHERS_SECONDS : 0);
     log_debug("asking %s for layers", w->options.coordinator);
     for (;;) {
         double now = clock_seconds();
@@ -242,7 +246,7 @@ static int greet(struct worker *w)
             return -1;
         if (w->phase == PHASE_WELCOMED)
             return 0;
-        if (now - begin > patience)
+        if (now - begin > w->options.connect_timeout + patience(w))
             return end(w, EXIT_COORDINATOR,
                        "no coordinator at %s: start one with gptoss-coordinator --model FILE",
                        w->options.coordinator);
@@ -276,13 +280,13 @@ static int open_device(struct worker *w)
     };
     if (kernels_create(&w->kernels, &options, err, sizeof err))
         return end(w, EXIT_DEVICE, "%s", err);
+    kernels_info(w->kernels, &w->device_info);
     return 0;
 }
 
 static int join(struct worker *w)
 {
-    struct kernels_info info;
-    kernels_info(w->kernels, &info);
+    struct kernels_info info = w->device_info;
     Gptoss__Join join = GPTOSS__JOIN__INIT;
     Gptoss__RankMessage message = GPTOSS__RANK_MESSAGE__INIT;
     join.rank = w->info->rank;

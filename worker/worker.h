@@ -48,7 +48,7 @@ const struct worker_world_info *worker_world_info(const struct worker_world *wor
 /* Leaves MPI with all other ranks; every rank calls it. Should a rank have died, the process ends with
  * exit code `code` after some seconds instead of waiting for it. */
 void worker_world_leave(struct worker_world *world, int code);
-/* Ends the process, and has mpirun end all ranks, with exit code `code`. */
+/* Ends the process at once with exit code `code`; mpirun then ends all ranks, with that code too. */
 _Noreturn void worker_world_abort(struct worker_world *world, int code);
 void worker_world_destroy(struct worker_world *world); /* NULL is fine */
 
@@ -97,8 +97,8 @@ int worker_stage_submit(struct worker_stage *stage, const Gptoss__Step *step, ch
                         size_t err_size);
 /* Does what can be done without waiting. 1: something moved; 0: nothing; -1: the pipeline is broken. */
 int worker_stage_progress(struct worker_stage *stage, char *err, size_t err_size);
-/* Sleeps until something may have moved: the device, a neighbour, or `fd` (-1: none) being readable;
- * a millisecond at most. Returns at once when the last progress moved something. */
+/* Sleeps until something may have moved: the device, a neighbour, or `fd` (-1: none) being readable; 50
+ * milliseconds at most. Returns at once when the last progress moved something. */
 void worker_stage_wait(struct worker_stage *stage, int fd, bool moved);
 
 /* ── worker ────────────────────────────────────────────────────────────────────────────────── */

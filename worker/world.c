@@ -6,12 +6,13 @@
 #include <string.h>
 #include <sys/random.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #include "base/base.h"
 
-#define LEAVE_SECONDS 5 /* for MPI_Finalize and MPI_Abort, which hang when a neighbour has died */
+#define LEAVE_SECONDS 5 /* for MPI_Finalize, which hangs when a neighbour has died */
 
 static int mpi_failed(int rc, const char *call, char *err, size_t err_size)
 {
@@ -47,7 +48,7 @@ static void bell_open(struct worker_world *world)
 
 void world_ring(struct worker_world *world, uint32_t rank)
 {
-    if (world->bell < 0 || !world->same_host[rank])
+    if (!world->can_ring[rank])
         return;
     struct sockaddr_un address;
     socklen_t size = bell_address(&address, world->info.id, rank);
@@ -56,35 +57,48 @@ void world_ring(struct worker_world *world, uint32_t rank)
                  size);
 }
 
-void world_ring_drain(struct worker_world *world)
+bool world_ring_drain(struct worker_world *world)
 {
     char byte;
+    bool rang = false;
     for (int i = 0; i < 64 && recv(world->bell, &byte, 1, MSG_DONTWAIT) >= 0; i++)
-        ;
+        rang = true;
+    return rang;
 }
 
 /* ── life ──────────────────────────────────────────────────────────────────────────────────── */
 
+/* What the ranks of a host tell one another: who they are, and where their doorbells can be heard. */
+struct local {
+    uint32_t rank;
+    uint32_t has_bell;
+    uint64_t network; /* the namespace that abstract addresses belong to; 0: unknown */
+};
+
 static int find_local(struct worker_world *world, char *err, size_t err_size)
 {
-    MPI_Comm local = MPI_COMM_NULL;
-    int *ranks = base_alloc(world->info.size, sizeof *ranks);
-    int rank = 0, size = 1, self = (int)world->info.rank;
-    int rc = MPI_Comm_split_type(world->comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &local);
+    MPI_Comm comm = MPI_COMM_NULL;
+    struct local *all = base_alloc(world->info.size, sizeof *all);
+    struct local ours = {.rank = world->info.rank, .has_bell = world->bell >= 0};
+    struct stat status;
+    int rank = 0, size = 1;
+    if (stat("/proc/self/ns/net", &status) == 0)
+        ours.network = status.st_ino;
+    int rc = MPI_Comm_split_type(world->comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &comm);
     if (rc == MPI_SUCCESS) {
-        MPI_Comm_rank(local, &rank);
-        MPI_Comm_size(local, &size);
-        rc = MPI_Allgather(&self, 1, MPI_INT, ranks, 1, MPI_INT, local);
-        MPI_Comm_free(&local);
+        MPI_Comm_rank(comm, &rank);
+        MPI_Comm_size(comm, &size);
+        rc = MPI_Allgather(&ours, sizeof ours, MPI_BYTE, all, sizeof ours, MPI_BYTE, comm);
+        MPI_Comm_free(&comm);
     }
     if (rc == MPI_SUCCESS) {
         world->info.local_rank = (uint32_t)rank;
         world->info.local_size = (uint32_t)size;
-        world->same_host = base_alloc(world->info.size, 1);
         for (int i = 0; i < size; i++)
-            world->same_host[ranks[i]] = 1;
+            world->can_ring[all[i].rank] =
+                ours.has_bell && all[i].has_bell && all[i].network == ours.network;
     }
-    free(ranks);
+    free(all);
     return rc == MPI_SUCCESS ? 0 : mpi_failed(rc, "MPI_Comm_split_type", err, err_size);
 }
 
@@ -126,9 +140,10 @@ int worker_world_create(struct worker_world **out, char *err, size_t err_size)
         mpi_failed(rc, "MPI_Bcast", err, err_size);
         goto fail;
     }
+    world->can_ring = base_alloc(world->info.size, sizeof *world->can_ring);
+    bell_open(world);
     if (find_local(world, err, err_size))
         goto fail;
-    bell_open(world);
     *out = world;
     return 0;
 
@@ -156,26 +171,23 @@ static void leave_now(int signal)
     _exit(leave_code);
 }
 
-static void leave_alarm(int code)
+void worker_world_leave(struct worker_world *world, int code)
 {
     leave_code = code;
     struct sigaction action = {.sa_handler = leave_now};
     sigaction(SIGALRM, &action, NULL);
     alarm(LEAVE_SECONDS);
-}
-
-void worker_world_leave(struct worker_world *world, int code)
-{
-    leave_alarm(code);
     MPI_Comm_free(&world->comm);
     MPI_Finalize();
     alarm(0);
 }
 
+/* mpirun ends the others when it sees a rank leave without MPI_Finalize. MPI_Abort would ask it to, too,
+ * but its words to the user trip Open MPI 4.1's mpirun now and then ("ORTE_ERROR_LOG: Data unpack would
+ * read past end of buffer"), which then may hang. */
 void worker_world_abort(struct worker_world *world, int code)
 {
-    leave_alarm(code);
-    MPI_Abort(world ? world->comm : MPI_COMM_WORLD, code);
+    (void)world;
     _exit(code);
 }
 
@@ -185,6 +197,6 @@ void worker_world_destroy(struct worker_world *world)
         return;
     if (world->bell >= 0)
         close(world->bell);
-    free(world->same_host);
+    free(world->can_ring);
     free(world);
 }

@@ -16,12 +16,12 @@ struct worker_world {
     int tag_max;
     /* Doorbells: a rank sleeps in ppoll, and MPI has nothing to poll on. Whoever posted a message to a
      * rank of the same host sends one byte to its datagram socket. A lost byte costs a little time. */
-    int bell;           /* ours; -1: none */
-    uint8_t *same_host; /* [size] */
+    int bell;       /* ours; -1: none */
+    bool *can_ring; /* [size] */
 };
 
 void world_ring(struct worker_world *world, uint32_t rank);
-void world_ring_drain(struct worker_world *world);
+bool world_ring_drain(struct worker_world *world); /* whether it rang */
 
 /* processors.c: undoes the binding that mpirun chose without being asked. */
 void processors_unbind(void);
