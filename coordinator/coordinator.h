@@ -92,6 +92,8 @@ void coordinator_stop(struct coordinator *c, const char *reason, uint64_t now_us
 /* The ranks' process ended: what it held is lost. */
 void coordinator_world_ended(struct coordinator *c, const char *reason, uint64_t now_us);
 
+bool coordinator_has_ranks(const struct coordinator *c); /* all of a world have said Hello */
+
 struct coordinator_counts {
     uint32_t running, waiting; /* requests */
     uint32_t lingering;        /* finished or without a client, kept for Resume */

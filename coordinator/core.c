@@ -267,6 +267,14 @@ void coordinator_world_ended(struct coordinator *c, const char *reason, uint64_t
         ranks_lose(c, now_us, "%s", reason);
 }
 
+bool coordinator_has_ranks(const struct coordinator *c)
+{
+    uint32_t here = 0;
+    for (uint32_t i = 0; i < c->world.size; i++)
+        here += c->world.ranks[i].here;
+    return here > 0 && here == c->world.size;
+}
+
 void coordinator_counts(const struct coordinator *c, struct coordinator_counts *counts)
 {
     *counts = (struct coordinator_counts){

@@ -11,17 +11,20 @@
 #include "coordinator/tokenizer.h"
 #include "proto/proto.h"
 
-#define CORE_NONE           UINT32_MAX
-#define CORE_ID_MAX         64 /* bytes of a request id */
-#define CORE_STOPS_MAX      16
-#define CORE_STOP_BYTES_MAX 256
-#define CORE_TOP_LOGITS_MAX 32
-#define CORE_LINGER_MAX_MS  600000
-#define CORE_LINGERING_MAX  256     /* finished requests kept for Resume */
-#define CORE_ENCODE_BUDGET  65536   /* bytes of text tokenised in one tick */
-#define CORE_SECOND         1000000 /* µs */
-#define CORE_PROGRESS_US    CORE_SECOND
-#define CORE_HEARTBEAT_US   CORE_SECOND
+#define CORE_NONE            UINT32_MAX
+#define CORE_ID_MAX          64 /* bytes of a request id */
+#define CORE_STOPS_MAX       16
+#define CORE_STOP_BYTES_MAX  256
+#define CORE_TOP_LOGITS_MAX  32
+#define CORE_LINGER_MAX_MS   600000
+#define CORE_LINGERING_MAX   256                 /* finished requests kept for Resume */
+#define CORE_LINGERING_BYTES ((size_t)256 << 20) /* of their answers */
+#define CORE_RESUME_TOKENS   64                  /* tokens of one Output that answers a Resume */
+#define CORE_DEATHS_MAX      3 /* losses of the ranks in a row for one request without a token gained */
+#define CORE_ENCODE_BUDGET   65536   /* bytes of text tokenised in one tick */
+#define CORE_SECOND          1000000 /* µs */
+#define CORE_PROGRESS_US     CORE_SECOND
+#define CORE_HEARTBEAT_US    CORE_SECOND
 
 struct core_peer {
     unsigned char bytes[PROTO_PEER_MAX];
@@ -84,7 +87,12 @@ struct request {
     /* For Resume: packed ServerMessages, one a token, and the last. Only where it lingers. */
     struct text *outputs;
     size_t n_outputs, outputs_capacity;
+    size_t outputs_bytes;
     struct text finished;
+
+    /* A request that brings the ranks down is not replayed for ever. */
+    uint32_t deaths;
+    size_t tokens_at_death;
 };
 
 /* A row of a step in flight. */
@@ -104,7 +112,7 @@ struct rank {
     bool here, joined, ready;
     struct core_peer peer;
     uint64_t heard_us;
-    char host[64], device[128], device_uuid[64], backend[32];
+    char host[64], device[128], device_uuid[64], backend[32], transports[64];
     uint64_t memory_free;
     double bandwidth;
     double loaded;
@@ -194,6 +202,9 @@ void requests_finish(struct coordinator *c, struct request *r, Gptoss__Finished_
                      Gptoss__Code code, const char *text, uint64_t now);
 void requests_refuse(struct coordinator *c, const struct core_peer *peer, const void *id,
                      size_t id_size, Gptoss__Code code, uint64_t retry_ms, const char *text);
+/* The ranks are lost. A request whose rows were in their steps at CORE_DEATHS_MAX losses in a row, with
+ * no token gained in between, is answered with an error. */
+void requests_mourn(struct coordinator *c, uint64_t now);
 uint32_t requests_count(const struct coordinator *c, enum request_state state);
 void requests_destroy(struct request *r);
 

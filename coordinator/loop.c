@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <zmq.h>
@@ -17,8 +18,9 @@
 #include "coordinator/launch.h"
 #include "proto/proto.h"
 
-#define LOOP_BATCH    256 /* messages taken from a socket before time passes */
-#define LOOP_RETRIES  3   /* launches in a row that never came to serve */
+#define LOOP_BATCH    256   /* messages taken from a socket before time passes */
+#define LOOP_RETRIES  3     /* launches in a row that never came to serve */
+#define DESCRIPTORS   65536 /* not more: mpirun closes all that it may have, one by one */
 #define LOOP_RETRY_US 1000000
 
 struct loop {
@@ -27,10 +29,12 @@ struct loop {
     void *context, *clients, *ranks;
     struct proto_frame frame;
     struct launch launch;
-    char workers_endpoint[256]; /* as launched ranks connect to it */
-    uint32_t failures;          /* launches in a row that never came to serve */
-    uint64_t launch_at;         /* when to launch again; 0: not asked for */
-    int code;                   /* exit code, once ending */
+    char workers_endpoint[256];            /* as launched ranks connect to it */
+    unsigned char dropped[PROTO_PEER_MAX]; /* the last one that did not read: told once */
+    size_t dropped_size;
+    uint32_t failures;  /* launches in a row that never came to serve */
+    uint64_t launch_at; /* when to launch again; 0: not asked for */
+    int code;           /* exit code, once ending */
     bool ending;
     char *err;
     size_t err_size;
@@ -48,6 +52,16 @@ static void on_signal(int number)
     ssize_t written = write(signal_pipe[1], "", 1);
     (void)written;
     errno = saved;
+}
+
+/* Every client is a descriptor, and libzmq ends the process when an ipc listener finds none left. */
+static void raise_descriptors(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) || limit.rlim_cur >= DESCRIPTORS)
+        return;
+    limit.rlim_cur = limit.rlim_max < DESCRIPTORS ? limit.rlim_max : DESCRIPTORS;
+    setrlimit(RLIMIT_NOFILE, &limit);
 }
 
 static void watch_signals(void)
@@ -106,6 +120,8 @@ static void launch_again(struct loop *l, uint64_t now, int code)
 
 /* ── messages ──────────────────────────────────────────────────────────────────────────────── */
 
+static void flush(struct loop *l);
+
 static void receive(struct loop *l, enum coordinator_side side)
 {
     void *socket = side == COORDINATOR_CLIENTS ? l->clients : l->ranks;
@@ -121,6 +137,7 @@ static void receive(struct loop *l, enum coordinator_side side)
         coordinator_receive(l->c, side, l->frame.peer, l->frame.peer_size,
                             status == 2 ? NULL : l->frame.bytes, status == 2 ? 0 : l->frame.size,
                             clock_us());
+        flush(l); /* one Resume may answer with a whole context of tokens */
     }
 }
 
@@ -150,9 +167,14 @@ static void handle(struct loop *l, const struct coordinator_event *event)
                              event->peer_size, event->bytes, event->size, err, sizeof err);
         if (status < 0)
             log_error("%s", err);
-        if (status == 2)
+        if (status == 2 &&
+            (peer.size != l->dropped_size || memcmp(peer.bytes, l->dropped, peer.size)))
             log_warn("a %s does not read its messages and is dropped",
                      side == COORDINATOR_CLIENTS ? "client" : "rank");
+        if (status == 2) {
+            memcpy(l->dropped, peer.bytes, peer.size);
+            l->dropped_size = peer.size;
+        }
         if (status)
             coordinator_gone(l->c, side, peer.bytes, peer.size, clock_us());
         break;
@@ -235,6 +257,7 @@ int loop_run(struct coordinator *c, const struct loop_options *options, char *er
     uint64_t drain_until = 0;
     int signals_seen = 0;
     watch_signals();
+    raise_descriptors();
     l.context = zmq_ctx_new();
     l.code = bind_endpoint(&l.clients, &l, "--bind", options->clients_endpoint);
     if (l.code == EXIT_DONE)
@@ -279,9 +302,10 @@ int loop_run(struct coordinator *c, const struct loop_options *options, char *er
         }
         if (l.launch_at && now >= l.launch_at)
             launch(&l, now);
-        if (signals > signals_seen) {
-            signals_seen = signals;
-            if (drain_until || options->drain_seconds <= 0) {
+        int arrived = signals - signals_seen;
+        if (arrived > 0) {
+            signals_seen += arrived;
+            if (arrived > 1 || drain_until || options->drain_seconds <= 0) {
                 log_info("stopping at once");
                 end(&l, EXIT_DONE, "");
             } else {
@@ -293,9 +317,11 @@ int loop_run(struct coordinator *c, const struct loop_options *options, char *er
         if (drain_until && (idle(c) || now >= drain_until))
             end(&l, EXIT_DONE, "");
     }
+    /* Ranks that have not said Hello are told nothing: they are not waited for. */
+    bool joined = coordinator_has_ranks(c);
     coordinator_stop(c, "the coordinator is shutting down", clock_us());
     flush(&l);
-    launch_stop(&l.launch, 5);
+    launch_stop(&l.launch, joined ? 5 : 0);
 done:
     proto_close(l.clients);
     proto_close(l.ranks);

@@ -67,7 +67,6 @@ void ranks_shutdown(struct coordinator *c, const char *reason)
 
 void ranks_lose(struct coordinator *c, uint64_t now, const char *format, ...)
 {
-    (void)now;
     char text[512];
     va_list args;
     va_start(args, format);
@@ -78,6 +77,8 @@ void ranks_lose(struct coordinator *c, uint64_t now, const char *format, ...)
     uint32_t running = requests_count(c, REQUEST_RUNNING);
     core_log(c, LOG_ERROR, "the ranks are lost: %s%s", text,
              running ? "; running requests wait for the next ones" : "");
+    if (c->world.state == WORLD_SERVING)
+        requests_mourn(c, now);
     ranks_shutdown(c, text);
     core_event(c, COORDINATOR_LOST, EXIT_FAILED, text);
 }
@@ -199,6 +200,29 @@ static void hello(struct coordinator *c, const struct core_peer *peer, const Gpt
     core_send_rank(c, peer, &reply);
 }
 
+static bool names(const char *list, const char *name, size_t size)
+{
+    for (; *list; list += *list == ',') {
+        size_t n = strcspn(list, ",");
+        if (n == size && memcmp(list, name, n) == 0)
+            return true;
+        list += n;
+    }
+    return false;
+}
+
+/* The first of the sender's transports that the receiver has too; ipc needs one host. NULL: none. */
+static const char *transport_of(const struct rank *from, const struct rank *to)
+{
+    static const char *const known[] = {"ipc", "nccl", "mpi"};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (names(from->transports, known[i], strlen(known[i])) &&
+            names(to->transports, known[i], strlen(known[i])) &&
+            (strcmp(known[i], "ipc") != 0 || strcmp(from->host, to->host) == 0))
+            return known[i];
+    return NULL;
+}
+
 static void send_plan(struct coordinator *c, uint32_t s)
 {
     const struct plan *plan = c->world.plan;
@@ -210,7 +234,8 @@ static void send_plan(struct coordinator *c, uint32_t s)
         gptoss__edge__init(&edges[e]);
         edges[e].from = e;
         edges[e].to = (e + 1) % plan->n_stages;
-        edges[e].transport = (char *)(uintptr_t) "mpi";
+        edges[e].transport = (char *)(uintptr_t)transport_of(&c->world.ranks[edges[e].from],
+                                                             &c->world.ranks[edges[e].to]);
         pointers[e] = &edges[e];
     }
     Gptoss__Plan m = GPTOSS__PLAN__INIT;
@@ -299,6 +324,19 @@ static void make_plan(struct coordinator *c, uint64_t now)
         return;
     }
     free(ranks);
+    for (uint32_t s = 0; s < c->world.size && c->world.size > 1; s++) {
+        uint32_t next = (s + 1) % c->world.size;
+        if (transport_of(&c->world.ranks[s], &c->world.ranks[next]))
+            continue;
+        snprintf(
+            err, sizeof err,
+            "no transport joins rank %u (%s, on %s) and rank %u (%s, on %s): give all ranks one "
+            "kind of device, with --device",
+            s, c->world.ranks[s].backend, c->world.ranks[s].host, next,
+            c->world.ranks[next].backend, c->world.ranks[next].host);
+        reject_world(c, EXIT_FAILED, err);
+        return;
+    }
     c->world.state = WORLD_LOADING;
     c->world.since_us = now;
     core_log(c, LOG_INFO, "all %u ranks have joined; they load their layers", c->world.size);
@@ -330,6 +368,7 @@ static void join(struct coordinator *c, struct rank *rank, const Gptoss__Join *m
     copy(rank->device, sizeof rank->device, m->device);
     copy(rank->device_uuid, sizeof rank->device_uuid, m->device_uuid);
     copy(rank->backend, sizeof rank->backend, m->backend);
+    copy(rank->transports, sizeof rank->transports, m->transports);
     rank->memory_free = m->memory_free_bytes;
     rank->bandwidth = m->bandwidth > 0 && m->bandwidth < 1e16 ? m->bandwidth : 0;
     rank->joined = true;

@@ -66,6 +66,8 @@ static struct request *find_id(const struct coordinator *c, ProtobufCBinaryData 
 {
     for (size_t i = 0; i < c->n_requests; i++) {
         struct request *r = c->requests[i];
+        if (r->state == REQUEST_DONE && !r->linger_until_us)
+            continue; /* over: the next tick removes it, its id is free again */
         if (r->id_size == id.len && memcmp(r->id, id.data, id.len) == 0)
             return r;
     }
@@ -94,11 +96,19 @@ static uint32_t queued_before(const struct coordinator *c, const struct request 
 /* Lingering requests are kept for Resume, but not without bound: the oldest go first. */
 static void bound_lingering(struct coordinator *c)
 {
-    uint32_t done = requests_count(c, REQUEST_DONE);
-    for (size_t i = 0; i < c->n_requests && done > CORE_LINGERING_MAX; i++)
+    uint32_t done = 0;
+    size_t bytes = 0;
+    for (size_t i = 0; i < c->n_requests; i++)
+        if (c->requests[i]->state == REQUEST_DONE && c->requests[i]->linger_until_us) {
+            done++;
+            bytes += c->requests[i]->outputs_bytes;
+        }
+    for (size_t i = 0;
+         i < c->n_requests && (done > CORE_LINGERING_MAX || bytes > CORE_LINGERING_BYTES); i++)
         if (c->requests[i]->state == REQUEST_DONE && c->requests[i]->linger_until_us) {
             c->requests[i]->linger_until_us = 0;
             done--;
+            bytes -= c->requests[i]->outputs_bytes;
         }
 }
 
@@ -151,6 +161,23 @@ void requests_finish(struct coordinator *c, struct request *r, Gptoss__Finished_
     bound_lingering(c);
 }
 
+void requests_mourn(struct coordinator *c, uint64_t now)
+{
+    for (size_t i = 0; i < c->n_requests; i++) {
+        struct request *r = c->requests[i];
+        if (r->state != REQUEST_RUNNING || r->last_step < c->oldest_step)
+            continue;
+        if (r->tokens.count > r->tokens_at_death)
+            r->deaths = 0;
+        r->tokens_at_death = r->tokens.count;
+        if (++r->deaths == CORE_DEATHS_MAX)
+            requests_finish(c, r, GPTOSS__FINISHED__REASON__ERROR, GPTOSS__CODE__INTERNAL,
+                            "the ranks were lost three times in a row while they computed this "
+                            "request: it is not tried again; see the coordinator's log",
+                            now);
+    }
+}
+
 /* ── tokens ────────────────────────────────────────────────────────────────────────────────── */
 
 static void send_token(struct coordinator *c, struct request *r, const Gptoss__Sample *sample,
@@ -192,6 +219,7 @@ static void send_token(struct coordinator *c, struct request *r, const Gptoss__S
             base_grow(r->outputs, &r->outputs_capacity, r->n_outputs + 1, sizeof *r->outputs);
         r->outputs[r->n_outputs] = (struct text){0};
         text_add(&r->outputs[r->n_outputs++], bytes, size);
+        r->outputs_bytes += size;
         free(bytes);
     }
 }
@@ -225,6 +253,29 @@ void requests_token(struct coordinator *c, struct request *r, const Gptoss__Samp
 
 /* ── messages ──────────────────────────────────────────────────────────────────────────────── */
 
+/* Up to CORE_RESUME_TOKENS tokens from `first` on, in one message: a client that resumes a long answer
+ * gets few. */
+static void send_again(struct coordinator *c, const struct request *r, size_t first)
+{
+    Gptoss__ServerMessage *kept[CORE_RESUME_TOKENS];
+    Gptoss__Token *tokens[CORE_RESUME_TOKENS];
+    Gptoss__Output output = GPTOSS__OUTPUT__INIT;
+    output.request_id = core_binary(r->id, r->id_size);
+    output.tokens = tokens;
+    for (size_t i = first; i < r->n_outputs && output.n_tokens < CORE_RESUME_TOKENS; i++) {
+        Gptoss__ServerMessage *one = gptoss__server_message__unpack(
+            NULL, r->outputs[i].size, (const uint8_t *)r->outputs[i].bytes);
+        kept[output.n_tokens] = one;
+        tokens[output.n_tokens++] = one->output->tokens[0];
+    }
+    Gptoss__ServerMessage m;
+    server_init(&m, GPTOSS__SERVER_MESSAGE__BODY_OUTPUT);
+    m.output = &output;
+    core_send_client(c, &r->client, &m);
+    for (size_t i = 0; i < output.n_tokens; i++)
+        gptoss__server_message__free_unpacked(kept[i], NULL);
+}
+
 static void resume(struct coordinator *c, const struct core_peer *peer, const Gptoss__Resume *m,
                    uint64_t now)
 {
@@ -238,8 +289,8 @@ static void resume(struct coordinator *c, const struct core_peer *peer, const Gp
     r->client = *peer;
     r->last_sent_us = now;
     r->linger_until_us = r->state == REQUEST_DONE ? now + r->linger_us : 0;
-    for (size_t i = m->from_index; i < r->n_outputs; i++)
-        core_send_bytes(c, peer, &r->outputs[i]);
+    for (size_t i = m->from_index; i < r->n_outputs; i += CORE_RESUME_TOKENS)
+        send_again(c, r, i);
     if (r->state == REQUEST_DONE)
         core_send_bytes(c, peer, &r->finished);
 }
@@ -285,6 +336,15 @@ static void status(struct coordinator *c, const struct core_peer *peer, uint64_t
     free(s.stages);
 }
 
+static void too_long(const struct coordinator *c, size_t tokens, char *err, size_t err_size)
+{
+    snprintf(err, err_size,
+             "the prompt has %zu tokens or more and the context holds %u, the answer included: "
+             "shorten it, "
+             "or start the coordinator with a larger --context",
+             tokens, c->context);
+}
+
 static void generate(struct coordinator *c, const struct core_peer *peer, const Gptoss__Generate *m,
                      uint64_t now)
 {
@@ -298,7 +358,7 @@ static void generate(struct coordinator *c, const struct core_peer *peer, const 
     if (c->draining) {
         code = GPTOSS__CODE__SHUTTING_DOWN;
         snprintf(err, sizeof err, "the coordinator is shutting down and takes no new requests");
-    } else if (old && !(old->state == REQUEST_DONE && !old->linger_until_us)) {
+    } else if (old) {
         code = GPTOSS__CODE__DUPLICATE;
         snprintf(err, sizeof err, "a request of this id is alive: choose another id, or Resume it");
     } else if (requests_count(c, REQUEST_WAITING) + requests_count(c, REQUEST_ENCODING) >=
@@ -307,6 +367,9 @@ static void generate(struct coordinator *c, const struct core_peer *peer, const 
         retry_ms = 1000;
         snprintf(err, sizeof err, "%u requests wait already, which is the limit: try again later",
                  c->options.max_queue);
+    } else if (m->prompt_case == GPTOSS__GENERATE__PROMPT_IDS && m->ids->n_ids >= c->context) {
+        code = GPTOSS__CODE__TOO_LONG; /* before millions of ids are copied */
+        too_long(c, m->ids->n_ids, err, sizeof err);
     } else {
         r = intake_request(c, m, now, err, sizeof err);
     }
@@ -368,10 +431,7 @@ static void accept_encoded(struct coordinator *c, struct request *r, uint64_t no
         snprintf(text, sizeof text, "the prompt is empty: give it at least one token");
     } else if (r->n_prompt >= c->context) {
         code = GPTOSS__CODE__TOO_LONG;
-        snprintf(text, sizeof text,
-                 "the prompt has %zu tokens and the context holds %u, the answer included: shorten "
-                 "it, or start the coordinator with a larger --context",
-                 r->n_prompt, c->context);
+        too_long(c, r->n_prompt, text, sizeof text);
     } else {
         uint32_t room = c->context - (uint32_t)r->n_prompt;
         if (!r->max_tokens || r->max_tokens > room)
@@ -405,7 +465,8 @@ static bool encode(struct coordinator *c, uint64_t now)
         if (!budget)
             return true;
         size_t size = r->prompt.text.size;
-        if (!prompt_encode(&r->prompt, c->tokenizer, budget, &r->tokens))
+        if (!prompt_encode(&r->prompt, c->tokenizer, budget, &r->tokens) &&
+            r->tokens.count < c->context)
             return true; /* the budget is spent */
         budget -= size < budget ? size : budget;
         accept_encoded(c, r, now);

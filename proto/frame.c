@@ -262,15 +262,33 @@ int proto_connect(void **socket, void *context, const char *endpoint, char *err,
     return 0;
 }
 
-void proto_close(void *socket)
-{
-    if (socket != NULL)
-        zmq_close(socket);
-}
-
 int proto_endpoint(void *socket, char *endpoint, size_t endpoint_size)
 {
     return zmq_getsockopt(socket, ZMQ_LAST_ENDPOINT, endpoint, &endpoint_size) == 0 ? 0 : -1;
+}
+
+static int socket_type(void *socket)
+{
+    int type = -1;
+    size_t size = sizeof type;
+    zmq_getsockopt(socket, ZMQ_TYPE, &type, &size);
+    return type;
+}
+
+void proto_close(void *socket)
+{
+    char endpoint[256];
+    if (socket == NULL)
+        return;
+    /* ZeroMQ leaves the file of an ipc endpoint. It goes while we still listen: later it could be
+     * another program's. */
+    if (socket_type(socket) == ZMQ_ROUTER &&
+        proto_endpoint(socket, endpoint, sizeof endpoint) == 0) {
+        const char *path = ipc_path(endpoint);
+        if (path != NULL)
+            unlink(path);
+    }
+    zmq_close(socket);
 }
 
 int proto_endpoint_is_local(const char *endpoint)
@@ -291,14 +309,6 @@ int proto_endpoint_is_local(const char *endpoint)
 }
 
 /* ── receiving and sending ─────────────────────────────────────────────────────────────────── */
-
-static int socket_type(void *socket)
-{
-    int type = -1;
-    size_t size = sizeof type;
-    zmq_getsockopt(socket, ZMQ_TYPE, &type, &size);
-    return type;
-}
 
 /* One part of a message. 1: there; 0: nothing waits; -1: failed. */
 static int receive_part(void *socket, zmq_msg_t *part, char *err, size_t err_size)

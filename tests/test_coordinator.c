@@ -352,6 +352,49 @@ static void a_silent_rank_and_an_endless_step_end_the_world(void **state)
     fake_destroy(f);
 }
 
+static void a_request_that_brings_the_ranks_down_is_not_replayed_for_ever(void **state)
+{
+    (void)state;
+    struct fake *f = fake_create(model, 2, (struct coordinator_options){.context = 512});
+    uint32_t ids[3] = {1, 2, 3};
+    fake_start(f);
+    fake_ask(f, 0, 1, ids, 3, 10, 5);
+    fake_tick(f, 10);
+    assert_true(fake_step(f)); /* it gains a token, then the ranks die at every step of it */
+    for (int i = 0; i < 3; i++) {
+        assert_false(f->requests[1].finished);
+        fake_kill(f);
+        fake_tick(f, 10);
+        fake_start(f);
+        fake_tick(f, 10);
+    }
+    assert_true(f->requests[1].finished);
+    assert_int_equal(f->requests[1].reason, GPTOSS__FINISHED__REASON__ERROR);
+    assert_int_equal(f->requests[1].code, GPTOSS__CODE__INTERNAL);
+    fake_ask(f, 0, 2, ids, 3, 10, 5); /* others are served */
+    fake_run(f);
+    assert_answer(f, 2, ids, 3, 10, 5);
+    fake_destroy(f);
+}
+
+static void an_id_is_one_request_at_a_time(void **state)
+{
+    (void)state;
+    struct fake *f = fake_create(model, 1, (struct coordinator_options){.context = 512});
+    uint32_t ids[3] = {1, 2, 3};
+    fake_ask(f, 0, 1, ids, 3, 10, 5);
+    fake_cancel(f, 0, 1);
+    assert_true(f->requests[1].finished);
+    f->requests[1].finished = false;
+    fake_ask(f, 0, 1, ids, 3, 10, 5); /* the cancelled one is over */
+    fake_ask(f, 0, 1, ids, 3, 10, 5);
+    assert_int_equal(f->requests[1].code, GPTOSS__CODE__DUPLICATE);
+    struct coordinator_counts counts;
+    coordinator_counts(f->c, &counts);
+    assert_int_equal(counts.waiting, 1);
+    fake_destroy(f);
+}
+
 static void a_deadline_ends_a_request(void **state)
 {
     (void)state;
@@ -488,6 +531,8 @@ int main(void)
         cmocka_unit_test(a_second_world_is_refused),
         cmocka_unit_test(more_ranks_than_layers_are_refused),
         cmocka_unit_test(a_silent_rank_and_an_endless_step_end_the_world),
+        cmocka_unit_test(a_request_that_brings_the_ranks_down_is_not_replayed_for_ever),
+        cmocka_unit_test(an_id_is_one_request_at_a_time),
         cmocka_unit_test(a_deadline_ends_a_request),
         cmocka_unit_test(a_lingering_request_is_resumed_from_an_index),
         cmocka_unit_test(stop_texts_end_an_answer_before_them),

@@ -79,6 +79,7 @@ static void rank_join(struct fake *f, uint32_t rank)
     join.device = (char *)(uintptr_t) "a fake";
     join.device_uuid = (char *)(uintptr_t) "one";
     join.backend = (char *)(uintptr_t) "cpu";
+    join.transports = (char *)(uintptr_t) "mpi";
     join.memory_free_bytes = f->memory_free;
     join.header_digest = gguf_header_digest(f->model->file);
     join.header_bytes = gguf_header_bytes(f->model->file);

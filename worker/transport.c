@@ -6,7 +6,12 @@
 
 #include "base/base.h"
 
-static const struct transport *const transports[] = {&transport_mpi};
+static const struct transport *const transports[] = {
+#if GPTOSS_HAVE_CUDA
+    &transport_ipc,
+#endif
+    &transport_mpi,
+};
 
 const struct transport *transport_find(const char *name)
 {
@@ -16,9 +21,9 @@ const struct transport *transport_find(const char *name)
     return NULL;
 }
 
-const char *transport_names(void)
+const char *transport_names(bool device_memory)
 {
-    return "mpi";
+    return device_memory && GPTOSS_HAVE_CUDA ? "ipc" : "mpi";
 }
 
 int transport_open(struct transport_edge **out, const struct transport *transport,

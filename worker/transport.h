@@ -19,8 +19,7 @@
  * device memory gets the stage's stream when the edge is opened and says `stream_ordered`: what is
  * posted then runs in the stream, between the kernels that were queued before and after, so the
  * stage queues its kernels without waiting for the transfer, and test() only watches it (an event
- * behind the transfer, ncclCommGetAsyncError on the edge's own two-rank communicator; of ipc: the flag
- * that the neighbour writes). abort() is then ncclCommAbort: it ends what already runs.
+ * behind the transfer, ncclCommGetAsyncError on the edge's own two-rank communicator). abort() is then ncclCommAbort: it ends what already runs.
  * Step headers and handshakes travel over `mpi` always.
  */
 #ifndef GPTOSS_WORKER_TRANSPORT_H
@@ -33,7 +32,13 @@
 struct worker_world;
 
 /* What travels on an edge; two edges of the same ranks differ in this. */
-enum transport_channel { TRANSPORT_DATA, TRANSPORT_HEADERS };
+enum transport_channel {
+    TRANSPORT_DATA,
+    TRANSPORT_HEADERS,
+    TRANSPORT_CREDITS, /* of ipc: buffers on offer, against the direction of the edge */
+    TRANSPORT_NOTES,   /* of ipc: data has come */
+    TRANSPORT_CHANNELS,
+};
 
 struct transport_options {
     struct worker_world *world;
@@ -93,9 +98,13 @@ struct transport {
 };
 
 extern const struct transport transport_mpi;
+#if GPTOSS_HAVE_CUDA
+extern const struct transport transport_ipc;
+#endif
 
 const struct transport *transport_find(const char *name); /* NULL: not built in */
-const char *transport_names(void);                        /* "mpi": best first, commas between */
+/* Those that move what the device's buffers are in, best first, commas between. */
+const char *transport_names(bool device_memory);
 
 int transport_open(struct transport_edge **out, const struct transport *transport,
                    const struct transport_options *options, char *err, size_t err_size);

@@ -17,7 +17,6 @@
 #include "worker/world.h"
 
 enum tag_kind { TAG_TRANSFER, TAG_GREETING, TAG_ANSWER, TAG_KINDS };
-#define TAG_CHANNELS 2
 
 struct greeting {
     uint64_t epoch;
@@ -33,8 +32,8 @@ struct mpi_edge {
 
 static int tag_of(const struct transport_options *o, enum tag_kind kind)
 {
-    uint64_t epochs = (uint64_t)o->world->tag_max / (TAG_KINDS * TAG_CHANNELS);
-    uint64_t place = (o->epoch % epochs) * TAG_CHANNELS + o->channel;
+    uint64_t epochs = (uint64_t)o->world->tag_max / (TAG_KINDS * TRANSPORT_CHANNELS);
+    uint64_t place = (o->epoch % epochs) * TRANSPORT_CHANNELS + o->channel;
     return (int)(place * TAG_KINDS + kind);
 }
 

@@ -300,7 +300,7 @@ static int join(struct worker *w)
     join.threads = info.threads;
     join.backend = info.backend;
     join.bandwidth = info.bandwidth;
-    join.transports = (char *)transport_names();
+    join.transports = (char *)transport_names(strcmp(info.backend, "cuda") == 0);
     message.body_case = GPTOSS__RANK_MESSAGE__BODY_JOIN;
     message.join = &join;
     w->phase = PHASE_JOINED;
