@@ -15,50 +15,51 @@ static const struct type {
     const char *name;
     uint16_t block_values, block_bytes;
     bool supported;
+    const char *instead; /* of a type that is not */
 } types[] = {
     [GGUF_F32] = {"F32", 1, 4, true},
     [GGUF_F16] = {"F16", 1, 2, true},
-    [GGUF_Q4_0] = {"Q4_0", 32, 18, false},
-    [GGUF_Q4_1] = {"Q4_1", 32, 20, false},
+    [GGUF_Q4_0] = {"Q4_0", 32, 18, true},
+    [GGUF_Q4_1] = {"Q4_1", 32, 20, true},
     [4] = {"Q4_2 (retired)", 0, 0, false},
     [5] = {"Q4_3 (retired)", 0, 0, false},
-    [GGUF_Q5_0] = {"Q5_0", 32, 22, false},
-    [GGUF_Q5_1] = {"Q5_1", 32, 24, false},
+    [GGUF_Q5_0] = {"Q5_0", 32, 22, true},
+    [GGUF_Q5_1] = {"Q5_1", 32, 24, true},
     [GGUF_Q8_0] = {"Q8_0", 32, 34, true},
-    [9] = {"Q8_1", 32, 36, false},
-    [GGUF_Q2_K] = {"Q2_K", 256, 84, false},
-    [GGUF_Q3_K] = {"Q3_K", 256, 110, false},
-    [GGUF_Q4_K] = {"Q4_K", 256, 144, false},
-    [GGUF_Q5_K] = {"Q5_K", 256, 176, false},
-    [GGUF_Q6_K] = {"Q6_K", 256, 210, false},
-    [15] = {"Q8_K", 256, 292, false},
-    [16] = {"IQ2_XXS", 256, 66, false},
-    [17] = {"IQ2_XS", 256, 74, false},
-    [18] = {"IQ3_XXS", 256, 98, false},
-    [19] = {"IQ1_S", 256, 50, false},
-    [20] = {"IQ4_NL", 32, 18, false},
-    [21] = {"IQ3_S", 256, 110, false},
-    [22] = {"IQ2_S", 256, 82, false},
-    [23] = {"IQ4_XS", 256, 136, false},
-    [24] = {"I8", 1, 1, false},
-    [25] = {"I16", 1, 2, false},
-    [26] = {"I32", 1, 4, false},
-    [27] = {"I64", 1, 8, false},
-    [28] = {"F64", 1, 8, false},
-    [29] = {"IQ1_M", 256, 56, false},
+    [9] = {"Q8_1", 32, 36, false, "Q8_0"},
+    [GGUF_Q2_K] = {"Q2_K", 256, 84, true},
+    [GGUF_Q3_K] = {"Q3_K", 256, 110, true},
+    [GGUF_Q4_K] = {"Q4_K", 256, 144, true},
+    [GGUF_Q5_K] = {"Q5_K", 256, 176, true},
+    [GGUF_Q6_K] = {"Q6_K", 256, 210, true},
+    [15] = {"Q8_K", 256, 292, false, "Q8_0"},
+    [16] = {"IQ2_XXS", 256, 66, false, "Q2_K"},
+    [17] = {"IQ2_XS", 256, 74, false, "Q2_K"},
+    [18] = {"IQ3_XXS", 256, 98, false, "Q3_K"},
+    [19] = {"IQ1_S", 256, 50, false, "Q2_K"},
+    [20] = {"IQ4_NL", 32, 18, false, "Q4_0 or MXFP4"},
+    [21] = {"IQ3_S", 256, 110, false, "Q3_K"},
+    [22] = {"IQ2_S", 256, 82, false, "Q2_K"},
+    [23] = {"IQ4_XS", 256, 136, false, "Q4_K"},
+    [24] = {"I8", 1, 1, false, "Q8_0"},
+    [25] = {"I16", 1, 2, false, "F32"},
+    [26] = {"I32", 1, 4, false, "F32"},
+    [27] = {"I64", 1, 8, false, "F32"},
+    [28] = {"F64", 1, 8, false, "F32"},
+    [29] = {"IQ1_M", 256, 56, false, "Q2_K"},
     [GGUF_BF16] = {"BF16", 1, 2, true},
     [31] = {"Q4_0_4_4 (retired)", 0, 0, false},
     [32] = {"Q4_0_4_8 (retired)", 0, 0, false},
     [33] = {"Q4_0_8_8 (retired)", 0, 0, false},
-    [34] = {"TQ1_0", 256, 54, false},
-    [35] = {"TQ2_0", 256, 66, false},
+    [34] = {"TQ1_0", 256, 54, false, "Q2_K"},
+    [35] = {"TQ2_0", 256, 66, false, "Q2_K"},
     [36] = {"IQ4_NL_4_4 (retired)", 0, 0, false},
     [37] = {"IQ4_NL_4_8 (retired)", 0, 0, false},
     [38] = {"IQ4_NL_8_8 (retired)", 0, 0, false},
     [GGUF_MXFP4] = {"MXFP4", 32, 17, true},
-    [40] = {"NVFP4", 64, 36, false},
-    [41] = {"Q1_0", 128, 18, false},
-    [42] = {"Q2_0", 0, 0, false},
+    [40] = {"NVFP4", 64, 36, false, "MXFP4"},
+    [41] = {"Q1_0", 128, 18, false, "Q2_K"},
+    [42] = {"Q2_0", 0, 0, false, "Q2_K"},
 };
 
 #define N_TYPES (sizeof types / sizeof *types)
@@ -80,6 +81,12 @@ const char *gguf_type_name(uint32_t type)
 bool gguf_type_supported(uint32_t type)
 {
     return type < N_TYPES && types[type].supported;
+}
+
+const char *gguf_type_instead(uint32_t type)
+{
+    const char *instead = type < N_TYPES ? types[type].instead : NULL;
+    return instead ? instead : "MXFP4 or Q8_0";
 }
 
 uint32_t gguf_type_block_values(uint32_t type)
@@ -289,6 +296,15 @@ int gguf_from_float(enum gguf_type type, const float *src, void *dst, uint64_t v
         for (uint64_t i = 0; i < values; i += 32, p += 17)
             mxfp4_from_float(src + i, p);
         return 0;
+    case GGUF_Q4_0:
+    case GGUF_Q4_1:
+    case GGUF_Q5_0:
+    case GGUF_Q5_1:
+    case GGUF_Q2_K:
+    case GGUF_Q3_K:
+    case GGUF_Q4_K:
+    case GGUF_Q5_K:
+    case GGUF_Q6_K: gguf_blocks_from_float(type, src, p, values / block); return 0;
     default: return -1;
     }
 }

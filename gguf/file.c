@@ -62,7 +62,7 @@ uint64_t gguf_hash(const void *bytes, uint64_t size, uint64_t seed)
     return hash;
 }
 
-int gguf_open(struct gguf_file **out, const char *path, char *err, size_t err_size)
+int gguf_part_open(struct gguf_file **out, const char *path, char *err, size_t err_size)
 {
     struct gguf_file *file = NULL;
     int fd = -1;
@@ -101,6 +101,7 @@ int gguf_open(struct gguf_file **out, const char *path, char *err, size_t err_si
         gguf_fail(err, err_size, "%s: out of memory", path);
         goto fail;
     }
+    file->n_parts = 1;
     file->size = (uint64_t)about.st_size;
     void *map = file->size > SIZE_MAX
                     ? MAP_FAILED
@@ -126,10 +127,24 @@ fail:
     return -1;
 }
 
+int gguf_open(struct gguf_file **out, const char *path, char *err, size_t err_size)
+{
+    if (gguf_part_open(out, path, err, err_size))
+        return -1;
+    if (!gguf_split_join(*out, err, err_size))
+        return 0;
+    gguf_close(*out);
+    *out = NULL;
+    return -1;
+}
+
 void gguf_close(struct gguf_file *file)
 {
     if (!file)
         return;
+    for (uint32_t i = 1; file->parts && i < file->n_parts; i++)
+        gguf_close(file->parts[i - 1]);
+    free(file->parts);
     free(file->key_index.slots);
     free(file->tensor_index.slots);
     free(file->tensors);
@@ -157,7 +172,22 @@ uint64_t gguf_alignment(const struct gguf_file *file)
 
 uint64_t gguf_file_bytes(const struct gguf_file *file)
 {
-    return file->size;
+    uint64_t bytes = file->size;
+    for (uint32_t i = 1; i < file->n_parts; i++)
+        bytes += file->parts[i - 1]->size;
+    return bytes;
+}
+
+uint32_t gguf_n_parts(const struct gguf_file *file)
+{
+    return file->n_parts;
+}
+
+const char *gguf_part_path(const struct gguf_file *file, uint32_t part)
+{
+    if (part >= file->n_parts)
+        return NULL;
+    return part ? file->parts[part - 1]->path : file->path;
 }
 
 uint64_t gguf_header_bytes(const struct gguf_file *file)

@@ -90,20 +90,25 @@ struct gguf_tensor {
     uint64_t ne[4];     /* elements, innermost first (a row is ne[0] long); 1 beyond n_dims */
     uint64_t row_bytes; /* rows are contiguous */
     uint64_t bytes;     /* of all rows */
-    uint64_t offset;    /* in the file */
+    uint64_t offset;    /* in its file */
+    uint32_t part;      /* of a split model: the file that it is in, from 0 */
     const unsigned char *data;
 };
 
-/* Opens and checks the container. 0, or -1 with *out NULL and a sentence in err. */
+/* Opens and checks the container; of a split model (NAME-00001-of-00003.gguf) all parts, given the
+ * first: their tensors are those of one file, the keys are the first's. 0, or -1 with *out NULL and a
+ * sentence in err. */
 int gguf_open(struct gguf_file **out, const char *path, char *err, size_t err_size);
 void gguf_close(struct gguf_file *file); /* NULL is fine */
 
 const char *gguf_path(const struct gguf_file *file);
 uint32_t gguf_version(const struct gguf_file *file);
 uint64_t gguf_alignment(const struct gguf_file *file);
-uint64_t gguf_file_bytes(const struct gguf_file *file);
-uint64_t gguf_header_bytes(const struct gguf_file *file);  /* where the data section begins */
-uint64_t gguf_header_digest(const struct gguf_file *file); /* of those bytes; tells files apart */
+uint64_t gguf_file_bytes(const struct gguf_file *file);    /* of all parts */
+uint64_t gguf_header_bytes(const struct gguf_file *file);  /* where the first data section begins */
+uint64_t gguf_header_digest(const struct gguf_file *file); /* of all headers; tells files apart */
+uint32_t gguf_n_parts(const struct gguf_file *file);       /* 1: not split */
+const char *gguf_part_path(const struct gguf_file *file, uint32_t part);
 
 uint64_t gguf_n_keys(const struct gguf_file *file);
 const struct gguf_key *gguf_key_at(const struct gguf_file *file, uint64_t i);
@@ -137,11 +142,14 @@ bool gguf_type_supported(uint32_t type);        /* kernels compute with it */
 uint32_t gguf_type_block_values(uint32_t type); /* 1 or 32 or 256; 0: type unknown */
 uint32_t gguf_type_block_bytes(uint32_t type);  /* 0: type unknown */
 uint64_t gguf_row_bytes(uint32_t type, uint64_t values); /* values: a multiple of the block */
+/* Of a type that is not supported, what to use in its place: "Q4_0 or MXFP4". */
+const char *gguf_type_instead(uint32_t type);
 
 /* The definition of each format: `values` floats from the blocks at src. Plain C; kernels have
  * faster ways and are checked against this one. */
 void gguf_to_float(enum gguf_type type, const void *src, float *dst, uint64_t values);
-/* The way back (F32, F16, BF16, Q8_0, MXFP4), rounding as llama.cpp's quantiser does. */
+/* The way back, to every type that is supported; K-quants by the range of each part, the others with
+ * llama.cpp's rounding. −1: a number that is not finite, or no such type. */
 int gguf_from_float(enum gguf_type type, const float *src, void *dst, uint64_t values);
 
 float gguf_half_to_float(uint16_t half);
@@ -194,6 +202,7 @@ struct gguf_model {
     const struct gguf_tensor *output;      /* [vocabulary, hidden]; the embedding where tied */
     struct gguf_layer *layers;             /* [n_layers] */
     uint64_t bytes;                        /* of all tensors */
+    struct gguf_tensor *views; /* rows of attn_qkv as q, k and v, where a file has them in one */
 };
 
 /* Reads the sizes and finds every tensor. -1 and a sentence for another architecture (by name), a
@@ -201,6 +210,21 @@ struct gguf_model {
 int gguf_model_create(struct gguf_model **out, const struct gguf_file *file, char *err,
                       size_t err_size);
 void gguf_model_destroy(struct gguf_model *model); /* NULL is fine */
+
+/* ── checking ──────────────────────────────────────────────────────────────────────────────── */
+
+/* Called with a sentence for each thing that is wrong. */
+typedef void (*gguf_found)(void *arg, const char *sentence);
+
+/* Everything for which gguf_model_create() would refuse the file, not only the first. How many. */
+uint64_t gguf_check_model(const struct gguf_file *file, gguf_found found, void *arg);
+/* The tokenizer's arrays: lengths, ids in range, no token twice, merges of tokens into tokens. */
+uint64_t gguf_check_vocabulary(const struct gguf_file *file, gguf_found found, void *arg);
+/* The tensor's data: no float and no scale of a block is NaN or infinite. 0, or -1 and a sentence with
+ * tensor, row and block (`file` names the path there; may be NULL). Reads the data once, at the speed
+ * of memory. */
+int gguf_check_tensor(const struct gguf_file *file, const struct gguf_tensor *tensor, char *err,
+                      size_t err_size);
 
 /* omega[head_dim / 2]: the angle of one position for each pair, YaRN applied with OpenAI's unrounded
  * ramp; returns the factor on cos and sin. (Source: openai/gpt-oss, torch/model.py.) */
@@ -227,6 +251,7 @@ void gguf_writer_strings(struct gguf_writer *w, const char *key, const struct gg
                          uint64_t count);
 void gguf_writer_i32s(struct gguf_writer *w, const char *key, const int32_t *values,
                       uint64_t count);
+void gguf_writer_key(struct gguf_writer *w, const struct gguf_key *key); /* a copy, of any type */
 void gguf_writer_tensor(struct gguf_writer *w, const char *name, enum gguf_type type,
                         uint32_t n_dims, const uint64_t *ne);
 int gguf_writer_begin(struct gguf_writer *w, char *err, size_t err_size);

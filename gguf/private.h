@@ -12,7 +12,8 @@
 #define GGUF_LENGTH_MAX    ((uint64_t)1 << 30) /* bytes of a string, elements of an array */
 #define GGUF_COUNT_MAX     ((uint64_t)1 << 30) /* keys, tensors */
 #define GGUF_ALIGNMENT_MAX ((uint64_t)1 << 20)
-#define GGUF_ALIGNMENT     32u /* where general.alignment is not given */
+#define GGUF_SPAN_MAX      (1u << 30) /* positions, tokens of a vocabulary */
+#define GGUF_ALIGNMENT     32u        /* where general.alignment is not given */
 
 /* ── names → positions ─────────────────────────────────────────────────────────────────────── */
 
@@ -40,7 +41,14 @@ struct gguf_file {
     struct gguf_tensor *tensors; /* [n_tensors] */
     uint64_t n_tensors;
     struct gguf_index key_index, tensor_index;
+    struct gguf_file **parts; /* [n_parts − 1], the others of a split model; see split.c */
+    uint32_t n_parts;         /* 1: not split */
 };
+
+/* One file by itself: mapped, its header parsed. */
+int gguf_part_open(struct gguf_file **out, const char *path, char *err, size_t err_size);
+/* Opens the other parts of a split model and takes their tensors; fine where it is not split. */
+int gguf_split_join(struct gguf_file *file, char *err, size_t err_size);
 
 /* Parses and checks file->map (size bytes); fills the rest. What it allocates, gguf_close frees. */
 int gguf_header_parse(struct gguf_file *file, char *err, size_t err_size);
@@ -65,6 +73,8 @@ const char *gguf_shown(char shown[GGUF_SHOWN], const char *bytes, uint64_t size)
 /* Formats of kquants.c: Q4_0 … Q5_1 and Q2_K … Q6_K. */
 void gguf_legacy_to_float(enum gguf_type type, const unsigned char *src, float *dst,
                           uint64_t blocks);
+void gguf_blocks_from_float(enum gguf_type type, const float *x, unsigned char *p,
+                            uint64_t blocks); /* quantize.c */
 void gguf_kquant_to_float(enum gguf_type type, const unsigned char *src, float *dst,
                           uint64_t blocks);
 

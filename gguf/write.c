@@ -127,6 +127,24 @@ void gguf_writer_i32s(struct gguf_writer *w, const char *key, const int32_t *val
     add(w, &w->keys, values, (size_t)count * sizeof *values);
 }
 
+void gguf_writer_key(struct gguf_writer *w, const struct gguf_key *key)
+{
+    char shown[GGUF_SHOWN];
+    if (w->begun)
+        wrong(w, "a key was declared after the header was written",
+              gguf_shown(shown, key->name.bytes, key->name.size));
+    add_string(w, &w->keys, key->name.bytes, key->name.size);
+    add_u32(w, &w->keys, key->type);
+    if (key->type == GGUF_VALUE_ARRAY) {
+        add_u32(w, &w->keys, key->element);
+        add_u64(w, &w->keys, key->count);
+    } else if (key->type == GGUF_VALUE_STRING) {
+        add_u64(w, &w->keys, key->size);
+    }
+    add(w, &w->keys, key->data, (size_t)key->size);
+    w->n_keys++;
+}
+
 static uint64_t padded(uint64_t size)
 {
     return (size + GGUF_ALIGNMENT - 1) / GGUF_ALIGNMENT * GGUF_ALIGNMENT;

@@ -27,8 +27,8 @@ struct kernels_backend {
                      const struct kernels_stage_options *options,
                      struct kernels_footprint *footprint);
     int (*stage_create)(struct kernels_stage **out, struct kernels *k,
-                        const struct gguf_model *model,
-                        const struct kernels_stage_options *options, char *err, size_t err_size);
+                        const struct gguf_model *model, const struct kernels_stage_options *options,
+                        char *err, size_t err_size);
     void (*stage_destroy)(struct kernels_stage *stage); /* waits for what runs */
 
     /* Both queue and return; the lane is idle (step) or has no ring call under way (ring). */
@@ -54,6 +54,7 @@ struct kernels_backend {
 
 extern const struct kernels_backend kernels_backend_cpu;
 extern const struct kernels_backend kernels_backend_reference;
+extern const struct kernels_backend kernels_backend_cuda; /* where GPTOSS_HAVE_CUDA */
 
 struct kernels {
     const struct kernels_backend *backend;
@@ -68,17 +69,17 @@ struct kernels_stage {
     struct kernels *k;
     const struct gguf_model *model;
     struct kernels_stage_options options;
-    uint32_t table_entries; /* of a slot in each pool: ⌈context / block_tokens⌉ */
-    bool embeds;            /* holds layer 0: reads tokens */
-    bool samples;           /* holds the last layer and the head */
+    uint32_t table_entries;    /* of a slot in each pool: ⌈context / block_tokens⌉ */
+    bool embeds;               /* holds layer 0: reads tokens */
+    bool samples;              /* holds the last layer and the head */
     bool has_full, has_window; /* layers of each kind here; tables of the other are not looked at */
 
     /* The door's own, for checking; the backend does not touch them. */
-    struct kernels_span *full, *window; /* [slots] */
+    struct kernels_span *full, *window;           /* [slots] */
     struct kernels_span *undo_full, *undo_window; /* [step_rows] */
-    uint64_t *seen;       /* [slots]: the last step that had a row of the slot */
-    uint64_t steps;       /* checked so far */
-    unsigned char *rung;  /* [lanes]: a ring call was queued since the lane was last seen idle */
+    uint64_t *seen;      /* [slots]: the last step that had a row of the slot */
+    uint64_t steps;      /* checked so far */
+    unsigned char *rung; /* [lanes]: a ring call was queued since the lane was last seen idle */
 };
 
 /* check.c */

@@ -15,6 +15,15 @@ int kernels_create(struct kernels **out, const struct kernels_options *options, 
         options = &defaults;
     const char *device = options->device ? options->device : "auto";
     const struct kernels_backend *backend = NULL;
+#if GPTOSS_HAVE_CUDA
+    if (!strcmp(device, "cuda")) {
+        backend = &kernels_backend_cuda;
+    } else if (!strcmp(device, "auto") &&
+               !kernels_backend_cuda.create(out, options, err, err_size)) {
+        (*out)->backend = &kernels_backend_cuda;
+        return 0;
+    }
+#endif
     if (!strcmp(device, "auto") || !strcmp(device, "cpu"))
         backend = &kernels_backend_cpu;
     else if (!strcmp(device, "reference"))

@@ -42,16 +42,16 @@
 struct kernels;
 
 struct kernels_options {
-    const char *device; /* NULL or "auto": a GPU if there is one; "cpu"; "cuda"; "reference" */
-    uint32_t threads;   /* of the cpu backend; 0: 1 */
+    const char *device;  /* NULL or "auto": a GPU if there is one; "cpu"; "cuda"; "reference" */
+    uint32_t threads;    /* of the cpu backend; 0: 1 */
     uint32_t local_rank; /* which GPU, counted modulo the GPUs there are */
-    const char *isa;    /* of the cpu backend: NULL: the best there is; "avx512", "avx2", "plain" */
+    const char *isa; /* of the cpu backend: NULL: the best there is; "avx512", "avx2", "plain" */
 };
 
 struct kernels_info {
     char backend[16]; /* "cpu", "cuda", "reference" */
     char device[96];  /* for people: "AMD EPYC, avx512, 2 threads" */
-    char uuid[48];    /* ranks whose devices have one uuid share its memory; cpu: "cpu-" and boot id */
+    char uuid[48]; /* ranks whose devices have one uuid share its memory; cpu: "cpu-" and boot id */
     uint64_t memory_free_bytes;
     uint32_t threads;
     double bandwidth; /* bytes a second of reading, measured; 0: not measured */
@@ -81,7 +81,7 @@ struct kernels_stage_options {
     uint32_t context;       /* positions of one sequence */
     uint32_t lanes;
     uint32_t step_rows, step_tokens, step_samples; /* bounds of one step */
-    bool keep_logits; /* tests: kernels_stage_logits() is valid */
+    bool keep_logits;                              /* tests: kernels_stage_logits() is valid */
 
     /* Told while weights are loaded; NULL is fine. */
     void (*progress)(void *arg, uint64_t bytes_done, uint64_t bytes_all);
@@ -93,9 +93,9 @@ struct kernels_stage_options {
 
 /* What a stage takes, exactly, before it is taken: the plan's numbers and these are the same. */
 struct kernels_footprint {
-    uint64_t weights_bytes;     /* read in place from the mapped file, or copied */
+    uint64_t weights_bytes; /* read in place from the mapped file, or copied */
     uint64_t kv_bytes;
-    uint64_t activation_bytes;  /* lanes, scratch, tables */
+    uint64_t activation_bytes; /* lanes, scratch, tables */
 };
 void kernels_stage_footprint(const struct kernels *k, const struct gguf_model *model,
                              const struct kernels_stage_options *options,
@@ -118,11 +118,11 @@ struct kernels_row {
     const uint32_t *window_given;
     uint32_t full_given_count, window_given_count;
     uint32_t full_freed, window_freed; /* entries at the front of the table that have ended */
-    bool restart;      /* the slot's tables are emptied first */
-    float temperature; /* 0: the best token */
-    uint32_t top_k;    /* 0: off */
-    float top_p;       /* 1: off */
-    float min_p;       /* 0: off */
+    bool restart;                      /* the slot's tables are emptied first */
+    float temperature;                 /* 0: the best token */
+    uint32_t top_k;                    /* 0: off */
+    float top_p;                       /* 1: off */
+    float min_p;                       /* 0: off */
     uint64_t seed;
     uint32_t top_logits; /* K best logits to report, ≤ KERNELS_TOP_MAX */
 };
@@ -157,8 +157,8 @@ int kernels_stage_test(struct kernels_stage *stage, uint32_t lane, char *err, si
 double kernels_stage_busy_seconds(const struct kernels_stage *stage);
 
 /* Device addresses of a lane's buffers, for the transport; fixed for the stage's life. */
-float *kernels_stage_input(struct kernels_stage *stage, uint32_t lane);     /* [step_tokens, hidden] */
-float *kernels_stage_output(struct kernels_stage *stage, uint32_t lane);    /* [step_tokens, hidden] */
+float *kernels_stage_input(struct kernels_stage *stage, uint32_t lane);  /* [step_tokens, hidden] */
+float *kernels_stage_output(struct kernels_stage *stage, uint32_t lane); /* [step_tokens, hidden] */
 int32_t *kernels_stage_sampled(struct kernels_stage *stage, uint32_t lane); /* [step_samples] */
 /* The stream that all of it is ordered on (cudaStream_t), or NULL: the host must wait for
  * kernels_stage_test between the writing and the reading of a buffer. */

@@ -22,7 +22,7 @@ struct kernels_op_rmsnorm {
     const float *x;      /* [n, columns] */
     const float *weight; /* [columns] */
     float eps;
-    float *out; /* [n, columns] */
+    float *out;      /* [n, columns] */
     uint32_t repeat; /* 0: 1 */
 };
 
@@ -47,9 +47,9 @@ struct kernels_op_attention {
     enum kernels_kv_type kv_type;
     uint32_t block_tokens;
     uint32_t first, count;
-    const float *q;     /* [count, heads, head_dim] */
-    const float *k, *v; /* [first + count, kv_heads, head_dim] */
-    const float *sinks; /* [heads] */
+    const float *q;      /* [count, heads, head_dim] */
+    const float *k, *v;  /* [first + count, kv_heads, head_dim] */
+    const float *sinks;  /* [heads] */
     const double *omega; /* [head_dim / 2], or NULL: no rotation */
     double magnitude;    /* of the rotation */
     float *out;          /* [count, heads, head_dim] */
@@ -61,13 +61,14 @@ struct kernels_op_attention {
 struct kernels_op_moe {
     uint32_t n, hidden, experts, active, expert_ffn;
     enum gguf_type router_type, type;
-    const void *router; /* [experts, hidden] of router_type */
+    const void *router;       /* [experts, hidden] of router_type */
     const float *router_bias; /* [experts] */
-    const void *gate, *up, *down; /* [experts, expert_ffn, hidden] ×2, [experts, hidden, expert_ffn] */
+    const void *gate, *up,
+        *down; /* [experts, expert_ffn, hidden] ×2, [experts, hidden, expert_ffn] */
     const float *gate_bias, *up_bias, *down_bias; /* [experts, rows] */
     float alpha, limit;
-    const float *h; /* [n, hidden] */
-    float *x;       /* [n, hidden] */
+    const float *h;   /* [n, hidden] */
+    float *x;         /* [n, hidden] */
     uint32_t *chosen; /* [n, active], or NULL: the experts chosen, best first */
     float *weight;    /* [n, active], or NULL: their weights */
     uint32_t repeat;

@@ -47,7 +47,7 @@ static struct scratch scratch_of(void *memory, uint32_t n)
  * x = k·ln 2 + r, |r| ≤ ln 2 / 2; a polynomial in r; k goes into the exponent. */
 static inline float exp_negative(float x)
 {
-    x = x > -87.0f ? x : -87.0f; /* also turns NaN into a number */
+    x = x > -87.0f ? x : -87.0f;                   /* also turns NaN into a number */
     float shifted = x * 1.44269504f + 12582912.0f; /* 1.5 · 2²³: rounds to an integer */
     float k = shifted - 12582912.0f;
     float r = (x - k * 0.693359375f) + k * 2.12194440e-4f;
@@ -302,7 +302,7 @@ static uint32_t keep_best(struct scratch *s, const float *x, uint32_t n,
     else
         mass = sum_exp(x, n, 1 / temperature, most);
     uint32_t i = 0;
-    for (uint32_t wanted = 256; i < kept; wanted = wanted > n / 8 ? n : wanted * 8) {
+    for (uint32_t wanted = 256; i<kept; wanted = wanted> n / 8 ? n : wanted * 8) {
         if (i >= ordered && ordered < kept)
             ordered = gather(s, x, n, temperature, wanted);
         for (; i < kept && i < ordered; i++) {

@@ -124,6 +124,7 @@ enum {
     HEADS = 4,
     KV_HEADS = 2,
     HEAD_DIM = 16,
+    QKV = (HEADS + 2 * KV_HEADS) * HEAD_DIM,
     EXPERTS = 4,
     FFN = 32,
     VOCABULARY = 40
@@ -139,6 +140,7 @@ struct change {
     uint32_t type;
     uint64_t ne[3];
     const char *extra_tensor;
+    bool fused;        /* attn_qkv in place of the three */
     const char *slack; /* not NULL: data begin where the header ends, after so many bytes more */
 };
 
@@ -239,6 +241,8 @@ static inline struct blob build_model(const struct change *change)
             uint64_t ne0, ne1, ne2;
         } layer[] = {
             {"attn_norm.weight", GGUF_F32, HIDDEN, 1, 1},
+            {"attn_qkv.weight", GGUF_Q8_0, HIDDEN, QKV, 1},
+            {"attn_qkv.bias", GGUF_F32, QKV, 1, 1},
             {"attn_q.weight", GGUF_Q8_0, HIDDEN, HEADS * HEAD_DIM, 1},
             {"attn_q.bias", GGUF_F32, HEADS * HEAD_DIM, 1, 1},
             {"attn_k.weight", GGUF_F16, HIDDEN, KV_HEADS * HEAD_DIM, 1},
@@ -260,6 +264,10 @@ static inline struct blob build_model(const struct change *change)
         };
         for (size_t k = 0; k < sizeof layer / sizeof *layer; k++) {
             char full[64];
+            bool three = strncmp(layer[k].name, "attn_", 5) == 0 &&
+                         strchr("qkv", layer[k].name[5]) && layer[k].name[6] == '.';
+            if (change->fused ? three : !strncmp(layer[k].name, "attn_qkv", 8))
+                continue;
             snprintf(full, sizeof full, "blk.%u.%s", i, layer[k].name);
             info(&b, full, layer[k].type, layer[k].ne0, layer[k].ne1, layer[k].ne2);
         }

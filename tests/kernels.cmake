@@ -1,5 +1,21 @@
+gptoss_test(kernels gptoss_kernels)
+gptoss_test(kernels_sample gptoss_kernels)
+gptoss_test(kernels_stage gptoss_kernels)
 gptoss_test(golden gptoss_kernels PkgConfig::jansson)
+# With sanitizers, on busy cores.
+set_tests_properties(kernels kernels_stage golden PROPERTIES TIMEOUT 240)
 
-# The plain C oracle takes a minute or two.
-add_test(NAME golden_reference COMMAND test_golden reference WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
-set_tests_properties(golden_reference PROPERTIES TIMEOUT 1200 LABELS long)
+# Those without SIMD take seconds to minutes.
+add_test(NAME golden_slow COMMAND test_golden cpu:plain reference
+  WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+set_tests_properties(golden_slow PROPERTIES TIMEOUT 1800 LABELS long)
+
+if(GPTOSS_HAVE_CUDA)
+  gptoss_test(cuda gptoss_kernels)
+  add_test(NAME golden_cuda COMMAND test_golden cuda WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+  set_tests_properties(cuda golden_cuda PROPERTIES
+    TIMEOUT 300 SKIP_RETURN_CODE 77 LABELS gpu RESOURCE_LOCK gpu)
+  # Not a test: times whole steps of a stage (tests/cuda_speed.c says how it is called).
+  add_executable(cuda_speed EXCLUDE_FROM_ALL cuda_speed.c)
+  target_link_libraries(cuda_speed PRIVATE gptoss_kernels gptoss_flags)
+endif()

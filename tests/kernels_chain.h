@@ -10,6 +10,9 @@
 #include "test.h"
 
 #include <sched.h>
+#if GPTOSS_HAVE_CUDA
+#include <cuda_runtime_api.h>
+#endif
 
 #include "gguf/gguf.h"
 #include "kernels/kernels.h"
@@ -60,8 +63,7 @@ static inline void chain_pool_fill(struct chain_pool *pool, uint32_t blocks)
  * `options` what is 0 gets a value. */
 static inline struct chain *chain_create(const struct gguf_model *model,
                                          const struct kernels_options *device, uint32_t n_stages,
-                                         const uint32_t *ends,
-                                         struct kernels_stage_options options)
+                                         const uint32_t *ends, struct kernels_stage_options options)
 {
     struct chain *c = calloc(1, sizeof *c);
     c->model = model;
@@ -188,6 +190,19 @@ static inline void chain_wait(struct chain *c, uint32_t stage)
         fail_msg("stage %u: %s", stage, c->err);
 }
 
+/* Between buffers of lanes: device memory where the stage has a stream. */
+static inline void chain_copy(const struct chain *c, void *to, const void *from, size_t bytes)
+{
+#if GPTOSS_HAVE_CUDA
+    if (kernels_stage_stream(c->stages[0])) {
+        assert_int_equal(cudaMemcpy(to, from, bytes, cudaMemcpyDefault), cudaSuccess);
+        return;
+    }
+#endif
+    (void)c;
+    memcpy(to, from, bytes);
+}
+
 /* Runs the step through all stages and brings what was sampled back to stage 0. */
 static inline void chain_run(struct chain *c)
 {
@@ -198,19 +213,21 @@ static inline void chain_run(struct chain *c)
             fail_msg("stage %u: %s", i, c->err);
         chain_wait(c, i);
         if (i + 1 < c->n_stages)
-            memcpy(kernels_stage_input(c->stages[i + 1], c->lane),
-                   kernels_stage_output(c->stages[i], c->lane),
-                   (size_t)c->step.n_tokens * c->model->hidden * sizeof(float));
+            chain_copy(c, kernels_stage_input(c->stages[i + 1], c->lane),
+                       kernels_stage_output(c->stages[i], c->lane),
+                       (size_t)c->step.n_tokens * c->model->hidden * sizeof(float));
     }
     uint32_t slots[CHAIN_ROWS], n = 0;
-    int32_t *sampled = kernels_stage_sampled(c->stages[0], c->lane);
+    int32_t sampled[CHAIN_ROWS];
     for (uint32_t r = 0, s = 0; r < c->step.n_rows; r++) {
         s += c->rows[r].count - c->rows[r].sample_from;
         if (c->rows[r].sample_from < c->rows[r].count) {
-            sampled[n] = kernels_stage_sampled(last, c->lane)[s - 1];
+            chain_copy(c, &sampled[n], kernels_stage_sampled(last, c->lane) + (s - 1),
+                       sizeof *sampled);
             slots[n++] = c->rows[r].slot;
         }
     }
+    chain_copy(c, kernels_stage_sampled(c->stages[0], c->lane), sampled, n * sizeof *sampled);
     if (kernels_stage_ring(c->stages[0], c->lane, slots, n, c->err, sizeof c->err))
         fail_msg("ring: %s", c->err);
     chain_wait(c, 0);

@@ -157,6 +157,78 @@ static void reads_keys_of_every_kind(void **state)
     close_model(&m);
 }
 
+/* A key of each type holds 200 or −100, an array of it too. */
+static void converts_integers_and_floats_of_every_width(void **state)
+{
+    (void)state;
+    char path[64];
+    struct gguf_writer *w;
+    struct gguf_file *file;
+    const struct {
+        const char *name;
+        enum gguf_value_type type;
+        uint64_t bits;
+        int64_t value;
+    } keys[] = {{"u8", GGUF_VALUE_U8, 200, 200},
+                {"i8", GGUF_VALUE_I8, 156, -100},
+                {"u16", GGUF_VALUE_U16, 200, 200},
+                {"i16", GGUF_VALUE_I16, 65436, -100},
+                {"i64", GGUF_VALUE_I64, (uint64_t)-100, -100},
+                {"u64", GGUF_VALUE_U64, UINT64_MAX, INT64_MAX},
+                {"bool", GGUF_VALUE_BOOL, 1, 1},
+                {"odd", GGUF_VALUE_U32, 16777217, 16777217},
+                {"even", GGUF_VALUE_U64, 16777216, 16777216}};
+    const double numbers[] = {0.5, 1e300};
+    assert_int_equal(gguf_writer_create(&w, scratch(path), err, sizeof err), 0);
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        static const uint8_t bytes[13] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
+        const struct gguf_key key = {.name = {keys[i].name, strlen(keys[i].name)},
+                                     .type = keys[i].type,
+                                     .element = keys[i].type,
+                                     .count = 1,
+                                     .data = (const unsigned char *)&keys[i].bits,
+                                     .size = bytes[keys[i].type]};
+        gguf_writer_key(w, &key);
+    }
+    for (int i = 0; i < 2; i++) {
+        const struct gguf_key key = {.name = {i ? "large" : "half", i ? 5 : 4},
+                                     .type = GGUF_VALUE_F64,
+                                     .element = GGUF_VALUE_F64,
+                                     .count = 1,
+                                     .data = (const unsigned char *)&numbers[i],
+                                     .size = 8};
+        gguf_writer_key(w, &key);
+    }
+    gguf_writer_string(w, "text", "once");
+    assert_int_equal(gguf_writer_begin(w, err, sizeof err), 0);
+    assert_int_equal(gguf_writer_finish(w, err, sizeof err), 0);
+    gguf_writer_destroy(w);
+    assert_int_equal(gguf_open(&file, path, err, sizeof err), 0);
+    float number;
+    uint32_t size;
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        assert_int_equal(gguf_integer_at(gguf_key_find(file, keys[i].name), 0), keys[i].value);
+        int fits =
+            keys[i].value >= 0 && keys[i].value < UINT32_MAX && keys[i].type != GGUF_VALUE_BOOL;
+        assert_int_equal(gguf_get_u32(file, keys[i].name, &size, err, sizeof err), fits ? 0 : -1);
+    }
+    assert_int_equal(gguf_get_f32(file, "half", &number, err, sizeof err), 0);
+    assert_true(number == 0.5f);
+    assert_int_equal(gguf_get_f32(file, "even", &number, err, sizeof err), 0);
+    assert_true(number == 16777216.0f);
+    assert_int_equal(gguf_get_f32(file, "large", &number, err, sizeof err), -1);
+    assert_int_equal(gguf_get_f32(file, "odd", &number, err, sizeof err), -1);
+    assert_non_null(strstr(err, "key odd is 16777217, which no 32-bit float holds"));
+    uint64_t cursor = 0; /* a scalar string is walked like an array of one */
+    const struct gguf_key *text = gguf_key_find(file, "text");
+    assert_int_equal(gguf_next_string(text, &cursor).size, 4);
+    assert_int_equal(gguf_next_string(text, &cursor).size, 0);
+    cursor = 0;
+    assert_int_equal(gguf_next_string(gguf_key_find(file, "half"), &cursor).size, 0);
+    gguf_close(file);
+    unlink(path);
+}
+
 /* ── numbers ───────────────────────────────────────────────────────────────────────────────── */
 
 static void converts_every_half_and_back(void **state)
@@ -279,7 +351,7 @@ static void agrees_with_the_gguf_package_on_random_blocks(void **state)
     }
     fclose(in);
     assert_int_equal(records[0], 11);
-    assert_int_equal(records[1], 4);
+    assert_int_equal(records[1], 8);
 }
 
 static void refuses_to_quantise_what_no_block_holds(void **state)
@@ -295,6 +367,50 @@ static void refuses_to_quantise_what_no_block_holds(void **state)
     assert_int_equal(gguf_from_float(GGUF_MXFP4, x, block, 32), 0);
     assert_int_equal(gguf_from_float(GGUF_Q8_0, x, block, 31), -1);
     assert_int_equal(gguf_from_float(GGUF_Q4_K, x, block, 32), -1);
+    assert_int_equal(gguf_from_float(20, x, block, 32), -1);
+}
+
+/* The error of a format, as a share of the deviation: what its codes allow, with some room. */
+static void quantises_every_format_to_within_its_steps(void **state)
+{
+    (void)state;
+    static const struct {
+        enum gguf_type type;
+        double bound;
+    } formats[] = {{GGUF_F32, 0},      {GGUF_F16, 3e-4},   {GGUF_BF16, 2.5e-3}, {GGUF_Q8_0, 6e-3},
+                   {GGUF_Q6_K, 0.025}, {GGUF_Q5_1, 0.045}, {GGUF_Q5_K, 0.045},  {GGUF_Q5_0, 0.05},
+                   {GGUF_Q4_1, 0.09},  {GGUF_Q4_K, 0.09},  {GGUF_Q4_0, 0.10},   {GGUF_MXFP4, 0.14},
+                   {GGUF_Q3_K, 0.20},  {GGUF_Q2_K, 0.37}};
+    uint64_t random = 3;
+    enum { N = 4096 };
+    static float x[N], y[N];
+    static unsigned char blocks[4 * N];
+    for (int i = 0; i < N; i++) { /* nearly normal */
+        x[i] = 0;
+        for (int k = 0; k < 6; k++)
+            x[i] += test_uniform(&random) * 0.7071f;
+    }
+    for (size_t f = 0; f < sizeof formats / sizeof *formats; f++) {
+        double off = 0, all = 0;
+        assert_int_equal(gguf_from_float(formats[f].type, x, blocks, N), 0);
+        gguf_to_float(formats[f].type, blocks, y, N);
+        for (int i = 0; i < N; i++) {
+            off += pow((double)x[i] - (double)y[i], 2);
+            all += pow((double)x[i], 2);
+        }
+        double share = sqrt(off / all);
+        if (share > formats[f].bound || share < formats[f].bound / 3)
+            fail_msg("%s: error %.4f of the deviation, bound %.4f", gguf_type_name(formats[f].type),
+                     share, formats[f].bound);
+        /* Zeros, and numbers too small for the scale, stay finite. */
+        float small[256] = {0}, back[256];
+        for (int i = 0; i < 256; i += 3)
+            small[i] = i % 2 ? 1e-41f : -1e-41f;
+        assert_int_equal(gguf_from_float(formats[f].type, small, blocks, 256), 0);
+        gguf_to_float(formats[f].type, blocks, back, 256);
+        for (int i = 0; i < 256; i++)
+            assert_true(fabsf(back[i]) < 1e-30f);
+    }
 }
 
 static void knows_the_types_by_name_and_size(void **state)
@@ -307,8 +423,10 @@ static void knows_the_types_by_name_and_size(void **state)
     assert_int_equal(gguf_type_block_bytes(UINT32_MAX), 0);
     assert_int_equal(gguf_row_bytes(GGUF_Q6_K, 4096), 3360);
     for (uint32_t type = 0; type < 50; type++) {
-        bool supported = type == GGUF_F32 || type == GGUF_F16 || type == GGUF_BF16 ||
-                         type == GGUF_Q8_0 || type == GGUF_MXFP4;
+        static const uint32_t known[] = {0, 1, 2, 3, 6, 7, 8, 10, 11, 12, 13, 14, 30, 39};
+        bool supported = false;
+        for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+            supported |= known[i] == type;
         assert_int_equal(gguf_type_supported(type), supported);
     }
 }
@@ -427,6 +545,29 @@ static void leaves_no_half_written_file(void **state)
     gguf_writer_destroy(w);
     assert_int_equal(access(part, F_OK), -1);
 
+    assert_int_equal(gguf_writer_create(&w, path, err, sizeof err), 0);
+    gguf_writer_tensor(w, "", GGUF_F32, 1, (uint64_t[]){1});
+    assert_int_equal(gguf_writer_data(w, "", 1, err, sizeof err), -1);
+    assert_non_null(strstr(err, "data before the header"));
+    assert_int_equal(gguf_writer_begin(w, err, sizeof err), -1);
+    assert_non_null(strstr(err, "a tensor's name has not 1 to 63 bytes"));
+    gguf_writer_destroy(w);
+    for (int i = 0; i < 3; i++) { /* what comes too late is told at the end */
+        const struct gguf_key key = {.name = {"k", 1}, .type = GGUF_VALUE_U8, .count = 1};
+        assert_int_equal(gguf_writer_create(&w, path, err, sizeof err), 0);
+        assert_int_equal(gguf_writer_begin(w, err, sizeof err), 0);
+        if (i == 0)
+            gguf_writer_u32(w, "k", 1);
+        else if (i == 1)
+            gguf_writer_key(w, &key);
+        else
+            gguf_writer_tensor(w, "t", GGUF_F32, 1, (uint64_t[]){1});
+        assert_int_equal(gguf_writer_finish(w, err, sizeof err), -1);
+        assert_non_null(strstr(err, "was declared after the header was written"));
+        gguf_writer_destroy(w);
+    }
+    gguf_writer_destroy(NULL);
+
     assert_int_equal(gguf_writer_create(&w, "/no/such/folder/f", err, sizeof err), -1);
     assert_null(w);
     assert_non_null(strstr(err, "cannot be written: No such file"));
@@ -467,12 +608,14 @@ int main(void)
         cmocka_unit_test(opens_the_bundled_model_with_its_sizes),
         cmocka_unit_test(finds_the_tensors_of_every_layer),
         cmocka_unit_test(reads_keys_of_every_kind),
+        cmocka_unit_test(converts_integers_and_floats_of_every_width),
         cmocka_unit_test(converts_every_half_and_back),
         cmocka_unit_test(rounds_to_the_nearest_half_and_ties_to_even),
         cmocka_unit_test(dequantises_blocks_worked_out_by_hand),
         cmocka_unit_test(quantises_ties_as_the_formats_say),
         cmocka_unit_test(agrees_with_the_gguf_package_on_random_blocks),
         cmocka_unit_test(refuses_to_quantise_what_no_block_holds),
+        cmocka_unit_test(quantises_every_format_to_within_its_steps),
         cmocka_unit_test(knows_the_types_by_name_and_size),
         cmocka_unit_test(turns_positions_by_openais_unrounded_angles),
         cmocka_unit_test(writes_what_is_read_back),

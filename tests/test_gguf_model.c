@@ -62,6 +62,14 @@ static void reads_a_model_of_any_sizes(void **state)
     const struct change attention = {
         .key = "gpt-oss.rope.scaling.attn_factor", .kind = 'f', .number = 0.5};
     model = accepts_model(attention, &file);
+    double omega[HEAD_DIM / 2];
+    assert_true(gguf_model_rope(model, omega) == 1); /* no YaRN, so nothing to weaken */
+    model->yarn_factor = 32;
+    assert_true(fabs(gguf_model_rope(model, omega) - 0.5 * (1 + 0.1 * log(32))) < 1e-12);
+    close_model(model, file);
+    const struct change none = {.key = "gpt-oss.rope.scaling.type", .kind = 's', .text = "none"};
+    model = accepts_model(none, &file);
+    assert_true(model->yarn_factor == 1);
     close_model(model, file);
     model = accepts_model(
         (struct change){.key = "gpt-oss.expert_count", .kind = 'i', .number = EXPERTS}, &file);
@@ -95,7 +103,7 @@ static void refuses_other_architectures_by_name(void **state)
     (void)state;
     const char *key_name = "general.architecture";
     refuses_model((struct change){.key = key_name, .kind = 's', .text = "llama"},
-                  "is a model of architecture llama; gptoss runs gpt-oss models");
+                  "is a model of architecture llama; gptoss runs gpt-oss models only");
     refuses_model((struct change){.key = key_name, .kind = 's', .text = "gptoss"},
                   "Ollama's own flavour of gpt-oss");
     refuses_model((struct change){.key = key_name, .kind = 'u', .number = 3},
@@ -153,6 +161,9 @@ static void refuses_sizes_that_contradict(void **state)
         {"gpt-oss.rope.scaling.factor", 'f', 0, "rope.scaling.factor is 0, not between 1"},
         {"gpt-oss.rope.scaling.yarn_beta_slow", 'f', 64,
          "yarn_beta_fast (32) is not above yarn_beta_slow (64)"},
+        {"gpt-oss.rope.scaling.type", 'u', 1, "rope.scaling.type is of type u32, not a string"},
+        {"gpt-oss.rope.scaling.factor", 's', 0, "rope.scaling.factor is of type string, not a num"},
+        {"gpt-oss.attention.head_count", 'u', 0, "head_count is 0, not between"},
         {"gpt-oss.vocab_size", 'u', 41,
          "token_embd.weight has 40 rows, and gpt-oss.vocab_size says 41"},
         {"tokenizer.ggml.tokens", 'b', 41,
@@ -188,14 +199,74 @@ static void refuses_tensors_missing_or_of_another_shape_or_type(void **state)
                   "blk.0.ffn_down_exps.bias has the shape 32x4x1x1");
     refuses_model(OTHER("output.weight", .type = GGUF_Q8_0, .ne = {0, 41}),
                   "output.weight has the shape 64x41x1x1");
-    refuses_model(OTHER("blk.0.attn_q.weight", .type = GGUF_Q5_0),
-                  "blk.0.attn_q.weight has type Q5_0, which gptoss does not compute with");
-    refuses_model(OTHER("blk.0.ffn_up_exps.weight", .type = 20), "has type IQ4_NL, which");
+    refuses_model(OTHER("blk.0.ffn_up_exps.weight", .type = 20),
+                  "blk.0.ffn_up_exps.weight has type IQ4_NL, which gptoss does not compute with: "
+                  "take a file of the same model with Q4_0 or MXFP4 instead");
+    refuses_model(OTHER("blk.0.attn_q.weight", .type = 40), "has type NVFP4, which");
+    refuses_model(OTHER("blk.0.attn_q.weight", .type = 23, .ne = {256}), "64");
     refuses_model(OTHER("blk.0.attn_norm.weight", .type = GGUF_F16),
                   "blk.0.attn_norm.weight has type F16; norms, biases and sinks must be F32");
-    refuses_model((struct change){.extra_tensor = "blk.0.attn_qkv.weight"},
-                  "query, key and value in one");
+    refuses_model((struct change){.tensor = "blk.1.attn_qkv.bias", .fused = true},
+                  "tensor blk.1.attn_qkv.bias is missing");
+    refuses_model((struct change){.tensor = "blk.0.attn_qkv.weight", .fused = true},
+                  "tensor blk.0.attn_qkv.weight is missing");
+    refuses_model((struct change){.extra_tensor = "blk.1.attn_sinks.bias",
+                                  .fused = true,
+                                  .key = "gpt-oss.attention.key_length",
+                                  .kind = 'u',
+                                  .number = 8},
+                  "blk.0.attn_qkv.weight has the shape 64x128x1x1, and its keys say 64x64x1");
+    refuses_model((struct change){.extra_tensor = "blk.0.attn_k.bias", .fused = true},
+                  "blk.0.attn_k.bias has the shape 1x1x1x1, and its keys say 32x1x1");
 #undef OTHER
+}
+
+static void reads_query_key_and_value_in_one_as_rows_of_it(void **state)
+{
+    (void)state;
+    struct gguf_file *file;
+    struct gguf_model *model = accepts_model((struct change){.fused = true}, &file);
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < 2; i++) {
+        const struct gguf_layer *layer = &model->layers[i];
+        char name[64];
+        snprintf(name, sizeof name, "blk.%u.attn_qkv.weight", i);
+        const struct gguf_tensor *all = gguf_tensor_find(file, name);
+        const struct gguf_tensor *q = layer->attn_q.weight, *k = layer->attn_k.weight,
+                                 *v = layer->attn_v.weight;
+        assert_int_equal(q->ne[1], HEADS * HEAD_DIM);
+        assert_int_equal(k->ne[1], KV_HEADS * HEAD_DIM);
+        assert_int_equal(v->ne[1], KV_HEADS * HEAD_DIM);
+        assert_ptr_equal(q->data, all->data);
+        assert_ptr_equal(k->data, q->data + q->bytes);
+        assert_ptr_equal(v->data, k->data + k->bytes);
+        assert_ptr_equal(v->data + v->bytes, all->data + all->bytes);
+        assert_int_equal(q->bytes, q->ne[1] * q->row_bytes);
+        assert_int_equal(v->offset, all->offset + (q->ne[1] + k->ne[1]) * all->row_bytes);
+        const struct gguf_tensor *bias = layer->attn_v.bias;
+        assert_int_equal(bias->ne[0], KV_HEADS * HEAD_DIM);
+        assert_int_equal(bias->bytes, 4 * KV_HEADS * HEAD_DIM);
+        assert_ptr_equal(bias->data, layer->attn_q.bias->data + 4 * (HEADS + KV_HEADS) * HEAD_DIM);
+        bytes += layer->bytes;
+    }
+    assert_int_equal(model->bytes, bytes + model->embedding->bytes + model->output->bytes +
+                                       model->output_norm->bytes);
+    close_model(model, file);
+}
+
+static void refuses_the_key_length_left_out_where_heads_do_not_share_evenly(void **state)
+{
+    (void)state;
+    struct change change = {.key = "gpt-oss.attention.head_count", .kind = 'u', .number = 6};
+    struct blob b = build_model(&change);
+    /* The key by another name. */
+    unsigned char *name = memmem(b.bytes, b.size, "attention.key_length", 20);
+    assert_non_null(name);
+    name[0] = 'A';
+    save(&b);
+    free(b.bytes);
+    assert_int_equal(try_open(true), -1);
+    assert_non_null(strstr(err, "key_length is missing, and 64 values are not shared evenly by 6"));
 }
 
 static void refuses_floats_at_odd_addresses(void **state)
@@ -224,6 +295,8 @@ int main(void)
         cmocka_unit_test(refuses_other_architectures_by_name),
         cmocka_unit_test(refuses_sizes_that_contradict),
         cmocka_unit_test(refuses_tensors_missing_or_of_another_shape_or_type),
+        cmocka_unit_test(refuses_the_key_length_left_out_where_heads_do_not_share_evenly),
+        cmocka_unit_test(reads_query_key_and_value_in_one_as_rows_of_it),
         cmocka_unit_test(refuses_floats_at_odd_addresses),
     };
     return cmocka_run_group_tests(tests, make_path, remove_path);

@@ -14,6 +14,7 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include "tools/mix.h"
 #include "tools/tools.h"
 
 /* ── sizes ─────────────────────────────────────────────────────────────────────────────────── */
@@ -33,10 +34,17 @@ static const struct preset {
 };
 
 struct synth {
-    const char *path, *like, *type_experts, *type_matrices;
+    const char *path, *like, *mix_label, *type_experts, *type_matrices; /* of the types NULL: mix */
+    struct cli_list type_list;
     struct sizes sizes;
     int64_t seed;
+    const struct mix *mix;
     enum gguf_type experts, matrices;
+    struct of_name {
+        const char *name; /* `size` bytes */
+        size_t size;
+        enum gguf_type type;
+    } * of_names; /* [type_list.n] */
 };
 
 static int wrong_use(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -54,20 +62,65 @@ static int wrong_use(const char *format, ...)
 
 static int find_type(const char *option, const char *name, enum gguf_type *out)
 {
-    static const struct {
-        const char *name;
-        enum gguf_type type;
-    } types[] = {{"mxfp4", GGUF_MXFP4},
-                 {"q8_0", GGUF_Q8_0},
-                 {"f16", GGUF_F16},
-                 {"bf16", GGUF_BF16},
-                 {"f32", GGUF_F32}};
-    for (size_t i = 0; i < sizeof types / sizeof *types; i++)
-        if (!strcasecmp(types[i].name, name)) {
-            *out = types[i].type;
-            return 0;
-        }
-    return wrong_use("--%s %s: mxfp4, q8_0, f16, bf16 and f32 are the types", option, name);
+    struct text types = {0};
+    if (!mix_type_find(name, out))
+        return 0;
+    mix_types(&types);
+    int status = wrong_use("--%s %s: %s are the types", option, name, types.bytes);
+    text_free(&types);
+    return status;
+}
+
+/* --mix, --type-experts, --type-matrices and all --type NAME=TYPE. */
+static int find_types(struct synth *s)
+{
+    int status = 0;
+    s->mix = mix_find(s->mix_label);
+    if (!s->mix) {
+        struct text labels = {0};
+        mix_labels(&labels);
+        status = wrong_use("--mix %s: %s are known", s->mix_label, labels.bytes);
+        text_free(&labels);
+        return status;
+    }
+    if (s->type_experts && (status = find_type("type-experts", s->type_experts, &s->experts)))
+        return status;
+    if (s->type_matrices && (status = find_type("type-matrices", s->type_matrices, &s->matrices)))
+        return status;
+    s->of_names = base_alloc(s->type_list.n + 1, sizeof *s->of_names);
+    for (size_t i = 0; i < s->type_list.n; i++) {
+        const char *item = s->type_list.items[i], *equals = strchr(item, '=');
+        if (!equals || equals == item)
+            return wrong_use("--type %s: NAME=TYPE is wanted, such as attn_output=q4_k", item);
+        s->of_names[i].name = item;
+        s->of_names[i].size = (size_t)(equals - item);
+        if ((status = find_type("type", equals + 1, &s->of_names[i].type)))
+            return status;
+    }
+    return 0;
+}
+
+/* A matrix's type: of --type with its name ("attn_output", "blk.3.attn_v", "output"), the last that
+ * fits; of --type-experts or --type-matrices; of the mix. */
+static enum gguf_type type_of(const struct synth *s, const char *name, int64_t ne0)
+{
+    uint32_t layer;
+    const char *role = mix_role(name, &layer);
+    for (size_t i = s->type_list.n; i-- > 0;) {
+        size_t size = s->of_names[i].size;
+        if ((!strncmp(role, s->of_names[i].name, size) && !strcmp(role + size, ".weight")) ||
+            (!strncmp(name, s->of_names[i].name, size) && !strcmp(name + size, ".weight")))
+            return s->of_names[i].type;
+    }
+    bool experts = strstr(role, "_exps.") != NULL;
+    if (!strcmp(role,
+                "ffn_gate_inp.weight")) /* small, and a near tie of it turns with any rounding */
+        return GGUF_F32;
+    if (experts && s->type_experts)
+        return s->experts;
+    if (!experts && s->type_matrices)
+        return s->matrices;
+    return mix_type(s->mix, name, (uint32_t)s->sizes.layers, (uint64_t)ne0);
 }
 
 /* Sizes that were not given are those of the model that --like names. */
@@ -89,20 +142,9 @@ static int fill_sizes(struct synth *s)
     return 0;
 }
 
-static int check_rows(const char *what, int64_t values, enum gguf_type type, const char *option)
-{
-    uint32_t block = gguf_type_block_values(type);
-    if (values % block)
-        return wrong_use("rows of %" PRId64 " values (%s) are no multiple of %" PRIu32
-                         ", the block of %s: give another size, or --%s f16",
-                         values, what, block, gguf_type_name(type), option);
-    return 0;
-}
-
 static int check_sizes(const struct synth *s)
 {
     const struct sizes *z = &s->sizes;
-    int status;
     if (z->heads % z->kv_heads)
         return wrong_use("%" PRId64 " heads are no multiple of %" PRId64 " kv heads", z->heads,
                          z->kv_heads);
@@ -110,12 +152,6 @@ static int check_sizes(const struct synth *s)
         return wrong_use("--head-dim %" PRId64 " must be even", z->head_dim);
     if (z->active > z->experts)
         return wrong_use("%" PRId64 " experts cannot be active of %" PRId64, z->active, z->experts);
-    if ((status = check_rows("--hidden", z->hidden, s->matrices, "type-matrices")) ||
-        (status = check_rows("--heads times --head-dim", z->heads * z->head_dim, s->matrices,
-                             "type-matrices")) ||
-        (status = check_rows("--hidden", z->hidden, s->experts, "type-experts")) ||
-        (status = check_rows("--expert-ffn", z->expert_ffn, s->experts, "type-experts")))
-        return status;
     return 0;
 }
 
@@ -135,22 +171,25 @@ struct plan_list {
     uint64_t bytes;
 };
 
-static void plan(struct plan_list *list, const char *name, int64_t layer, enum gguf_type type,
-                 double mean, double deviation, int64_t ne0, int64_t ne1, int64_t ne2)
+enum { VECTOR, MATRIX };
+
+static void plan(const struct synth *s, struct plan_list *list, const char *name, int64_t layer,
+                 int kind, double mean, double deviation, int64_t ne0, int64_t ne1, int64_t ne2)
 {
     struct planned *t = &list->tensors[list->n++];
     if (layer < 0)
         snprintf(t->name, sizeof t->name, "%s", name);
     else
         snprintf(t->name, sizeof t->name, "blk.%" PRId64 ".%s", layer, name);
-    t->type = type;
+    t->type = kind == MATRIX ? type_of(s, t->name, ne0) : GGUF_F32;
     t->n_dims = ne2 ? 3 : ne1 ? 2 : 1;
     t->ne[0] = (uint64_t)ne0;
     t->ne[1] = ne1 ? (uint64_t)ne1 : 1;
     t->ne[2] = ne2 ? (uint64_t)ne2 : 1;
     t->mean = mean;
     t->deviation = deviation;
-    list->bytes += gguf_row_bytes(type, t->ne[0]) * t->ne[1] * t->ne[2];
+    if (t->ne[0] % gguf_type_block_values(t->type) == 0)
+        list->bytes += gguf_row_bytes(t->type, t->ne[0]) * t->ne[1] * t->ne[2];
 }
 
 /* A matrix keeps the variance of what it is applied to: its deviation is 1/sqrt(row). Then logits
@@ -161,34 +200,49 @@ static void plan_tensors(const struct synth *s, struct plan_list *list)
     int64_t q = z->heads * z->head_dim, kv = z->kv_heads * z->head_dim;
     double by_hidden = 1 / sqrt((double)z->hidden), by_q = 1 / sqrt((double)q),
            by_ffn = 1 / sqrt((double)z->expert_ffn);
-    enum gguf_type m = s->matrices, x = s->experts, f = GGUF_F32;
     list->tensors = base_alloc((size_t)z->layers * 19 + 3, sizeof *list->tensors);
 
-    plan(list, "token_embd.weight", -1, m, 0, 1, z->hidden, z->vocabulary, 0);
-    plan(list, "output.weight", -1, m, 0, by_hidden, z->hidden, z->vocabulary, 0);
-    plan(list, "output_norm.weight", -1, f, 1, 0.1, z->hidden, 0, 0);
+    plan(s, list, "token_embd.weight", -1, MATRIX, 0, 1, z->hidden, z->vocabulary, 0);
+    plan(s, list, "output.weight", -1, MATRIX, 0, by_hidden, z->hidden, z->vocabulary, 0);
+    plan(s, list, "output_norm.weight", -1, VECTOR, 1, 0.1, z->hidden, 0, 0);
     for (int64_t i = 0; i < z->layers; i++) {
-        plan(list, "attn_norm.weight", i, f, 1, 0.1, z->hidden, 0, 0);
-        plan(list, "attn_q.weight", i, m, 0, by_hidden, z->hidden, q, 0);
-        plan(list, "attn_q.bias", i, f, 0, 0.1, q, 0, 0);
-        plan(list, "attn_k.weight", i, m, 0, by_hidden, z->hidden, kv, 0);
-        plan(list, "attn_k.bias", i, f, 0, 0.1, kv, 0, 0);
-        plan(list, "attn_v.weight", i, m, 0, by_hidden, z->hidden, kv, 0);
-        plan(list, "attn_v.bias", i, f, 0, 0.1, kv, 0, 0);
-        plan(list, "attn_output.weight", i, m, 0, by_q, q, z->hidden, 0);
-        plan(list, "attn_output.bias", i, f, 0, 0.1, z->hidden, 0, 0);
-        plan(list, "attn_sinks.weight", i, f, 0, 1, z->heads, 0, 0);
-        plan(list, "post_attention_norm.weight", i, f, 1, 0.1, z->hidden, 0, 0);
-        plan(list, "ffn_gate_inp.weight", i, f, 0, by_hidden, z->hidden, z->experts, 0);
-        plan(list, "ffn_gate_inp.bias", i, f, 0, 0.1, z->experts, 0, 0);
-        plan(list, "ffn_gate_exps.weight", i, x, 0, by_hidden, z->hidden, z->expert_ffn,
+        plan(s, list, "attn_norm.weight", i, VECTOR, 1, 0.1, z->hidden, 0, 0);
+        plan(s, list, "attn_q.weight", i, MATRIX, 0, by_hidden, z->hidden, q, 0);
+        plan(s, list, "attn_q.bias", i, VECTOR, 0, 0.1, q, 0, 0);
+        plan(s, list, "attn_k.weight", i, MATRIX, 0, by_hidden, z->hidden, kv, 0);
+        plan(s, list, "attn_k.bias", i, VECTOR, 0, 0.1, kv, 0, 0);
+        plan(s, list, "attn_v.weight", i, MATRIX, 0, by_hidden, z->hidden, kv, 0);
+        plan(s, list, "attn_v.bias", i, VECTOR, 0, 0.1, kv, 0, 0);
+        plan(s, list, "attn_output.weight", i, MATRIX, 0, by_q, q, z->hidden, 0);
+        plan(s, list, "attn_output.bias", i, VECTOR, 0, 0.1, z->hidden, 0, 0);
+        plan(s, list, "attn_sinks.weight", i, VECTOR, 0, 1, z->heads, 0, 0);
+        plan(s, list, "post_attention_norm.weight", i, VECTOR, 1, 0.1, z->hidden, 0, 0);
+        plan(s, list, "ffn_gate_inp.weight", i, MATRIX, 0, by_hidden, z->hidden, z->experts, 0);
+        plan(s, list, "ffn_gate_inp.bias", i, VECTOR, 0, 0.1, z->experts, 0, 0);
+        plan(s, list, "ffn_gate_exps.weight", i, MATRIX, 0, by_hidden, z->hidden, z->expert_ffn,
              z->experts);
-        plan(list, "ffn_gate_exps.bias", i, f, 0, 0.1, z->expert_ffn, z->experts, 0);
-        plan(list, "ffn_up_exps.weight", i, x, 0, by_hidden, z->hidden, z->expert_ffn, z->experts);
-        plan(list, "ffn_up_exps.bias", i, f, 0, 0.1, z->expert_ffn, z->experts, 0);
-        plan(list, "ffn_down_exps.weight", i, x, 0, by_ffn, z->expert_ffn, z->hidden, z->experts);
-        plan(list, "ffn_down_exps.bias", i, f, 0, 0.1, z->hidden, z->experts, 0);
+        plan(s, list, "ffn_gate_exps.bias", i, VECTOR, 0, 0.1, z->expert_ffn, z->experts, 0);
+        plan(s, list, "ffn_up_exps.weight", i, MATRIX, 0, by_hidden, z->hidden, z->expert_ffn,
+             z->experts);
+        plan(s, list, "ffn_up_exps.bias", i, VECTOR, 0, 0.1, z->expert_ffn, z->experts, 0);
+        plan(s, list, "ffn_down_exps.weight", i, MATRIX, 0, by_ffn, z->expert_ffn, z->hidden,
+             z->experts);
+        plan(s, list, "ffn_down_exps.bias", i, VECTOR, 0, 0.1, z->hidden, z->experts, 0);
     }
+}
+
+/* Rows are whole blocks. */
+static int check_rows(const struct plan_list *list)
+{
+    for (size_t i = 0; i < list->n; i++) {
+        const struct planned *t = &list->tensors[i];
+        uint32_t block = gguf_type_block_values(t->type);
+        if (t->ne[0] % block)
+            return wrong_use("%s has rows of %" PRIu64 " values, no multiple of %" PRIu32
+                             ", the block of %s: give another size, or another type",
+                             t->name, t->ne[0], block, gguf_type_name(t->type));
+    }
+    return 0;
 }
 
 /* ── keys ──────────────────────────────────────────────────────────────────────────────────── */
@@ -248,7 +302,8 @@ static void declare_keys(const struct synth *s, const struct synth_vocabulary *v
     gguf_writer_u32(w, "tokenizer.ggml.padding_token_id", v->padding);
     gguf_writer_string(w, "tokenizer.chat_template", chat_template);
     gguf_writer_u32(w, "general.quantization_version", 2);
-    gguf_writer_u32(w, "general.file_type", file_type_of(s->experts));
+    gguf_writer_u32(w, "general.file_type",
+                    s->type_experts ? file_type_of(s->experts) : s->mix->file_type);
 }
 
 /* ── the file ──────────────────────────────────────────────────────────────────────────────── */
@@ -342,6 +397,10 @@ static int run(const struct synth *s)
     char err[512], need[32], there[32], seconds[32];
     int status = EXIT_FAILED;
     plan_tensors(s, &list);
+    if (check_rows(&list)) {
+        free(list.tensors);
+        return EXIT_USAGE;
+    }
     uint64_t left = free_bytes(s->path);
     double start = clock_seconds();
     if (left < list.bytes) {
@@ -362,7 +421,7 @@ static int run(const struct synth *s)
 
 int tools_synth(int argc, char **argv)
 {
-    struct synth s = {.like = "tiny", .type_experts = "mxfp4", .type_matrices = "q8_0", .seed = 1};
+    struct synth s = {.like = "tiny", .mix_label = "mxfp4", .seed = 1};
     struct sizes *z = &s.sizes;
 #define SIZE(option, field, words, least, most)                                                    \
     {                                                                                              \
@@ -396,19 +455,30 @@ int tools_synth(int argc, char **argv)
         SIZE("window", window, "positions that a sliding layer sees", 1, 1 << 30),
         SIZE("vocabulary", vocabulary, "tokens", SYNTH_VOCABULARY_MIN, 1 << 24),
         SIZE("context", context, "positions that the model says it was made for", 1, 1 << 30),
-        {.type = CLI_GROUP, .text = "types (mxfp4, q8_0, f16, bf16 or f32)"},
+        {.type = CLI_GROUP,
+         .text = "types (f32, f16, bf16, q8_0, mxfp4, q4_0, q4_1, q5_0, q5_1, q2_k … q6_k)"},
+        {.type = CLI_STRING,
+         .name = "mix",
+         .value = "LABEL",
+         .fallback = "mxfp4",
+         .out = &s.mix_label,
+         .text = "each tensor as in published files of this label: mxfp4, f16, q8_0, q4_k_m, …"},
         {.type = CLI_STRING,
          .name = "type-experts",
          .value = "TYPE",
-         .fallback = "mxfp4",
          .out = &s.type_experts,
-         .text = "of the experts' matrices"},
+         .text = "of the experts' matrices, whatever the mix"},
         {.type = CLI_STRING,
          .name = "type-matrices",
          .value = "TYPE",
-         .fallback = "q8_0",
          .out = &s.type_matrices,
-         .text = "of attention, embedding and output matrices"},
+         .text = "of attention, embedding and output matrices, whatever the mix"},
+        {.type = CLI_LIST,
+         .name = "type",
+         .value = "NAME=TYPE",
+         .out = &s.type_list,
+         .text =
+             "of one tensor, such as attn_output=q4_k or blk.3.attn_v=f16; several may be given"},
     };
 #undef SIZE
     const struct cli cli = {
@@ -420,6 +490,8 @@ int tools_synth(int argc, char **argv)
         .examples =
             "  gptoss-gguf synth --like 20b /data/random-20b.gguf      12 GB, as published\n"
             "  gptoss-gguf synth --like 20b --layers 4 small.gguf      4 layers of it\n"
+            "  gptoss-gguf synth --mix q4_k_m --like 20b q4.gguf       the types of a Q4_K_M file\n"
+            "  gptoss-gguf synth --mix q4_k_m --type-experts mxfp4 --type output=f16 mixed.gguf\n"
             "  gptoss-gguf synth --hidden 320 --layers 5 --heads 10 --kv-heads 2 \\\n"
             "      --experts 12 --active 3 --window 37 odd.gguf\n",
         .notes =
@@ -438,9 +510,9 @@ int tools_synth(int argc, char **argv)
     if (n_args != 1)
         return wrong_use("give one name for the file to write, not %d", n_args);
     s.path = args[0];
-    if ((status = find_type("type-experts", s.type_experts, &s.experts)) ||
-        (status = find_type("type-matrices", s.type_matrices, &s.matrices)) ||
-        (status = fill_sizes(&s)) || (status = check_sizes(&s)))
-        return status;
-    return run(&s);
+    if (!(status = find_types(&s)) && !(status = fill_sizes(&s)) && !(status = check_sizes(&s)))
+        status = run(&s);
+    free(s.of_names);
+    free(s.type_list.items);
+    return status;
 }

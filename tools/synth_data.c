@@ -11,7 +11,7 @@
 
 #define POOL        (32749u * 32) /* 32749 is prime */
 #define POOL_SINGLE 1047961u      /* the largest prime below POOL, for formats without blocks */
-#define TILES_MAX   32
+#define TILES_MAX   256
 
 struct tile {
     enum gguf_type type;

@@ -6,6 +6,10 @@
 #define GPTOSS_TOOLS_H
 
 int tools_show(int argc, char **argv);
+int tools_check(int argc, char **argv);
+int tools_plan(int argc, char **argv);
+int tools_diff(int argc, char **argv);
 int tools_synth(int argc, char **argv);
+int tools_quantize(int argc, char **argv);
 
 #endif

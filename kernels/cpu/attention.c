@@ -121,17 +121,16 @@ struct chunk {
 
 static float load_element(enum kernels_kv_type type, const unsigned char *at)
 {
-    uint16_t narrow;
-    if (type == KERNELS_KV_F32) {
-        float wide;
-        memcpy(&wide, at, sizeof wide);
-        return wide;
-    }
-    memcpy(&narrow, at, sizeof narrow);
-    if (type == KERNELS_KV_F16)
-        return v_half(&narrow);
-    uint32_t bits = (uint32_t)narrow << 16;
+    uint16_t narrow[4] = {0};
     float value;
+    if (type == KERNELS_KV_F32) {
+        memcpy(&value, at, sizeof value);
+        return value;
+    }
+    memcpy(narrow, at, sizeof *narrow);
+    if (type == KERNELS_KV_F16)
+        return v_half(narrow);
+    uint32_t bits = (uint32_t)*narrow << 16;
     memcpy(&value, &bits, sizeof value);
     return value;
 }
@@ -151,8 +150,8 @@ static void copy_chunk(const struct host_attention *a, const struct host_sequenc
     const struct host_kv *kv = &a->kv;
     uint64_t element = host_kv_element_bytes(kv->type), v_stride = host_padded(kv->head_dim);
     for (uint32_t p = from / 16 * 16; p < to && kv->block_tokens >= 16; p += 16) {
-        const unsigned char *keys = block_of(kv, s, p) +
-                                    kv_offset(kv, false, head, p % kv->block_tokens) * element;
+        const unsigned char *keys =
+            block_of(kv, s, p) + kv_offset(kv, false, head, p % kv->block_tokens) * element;
         for (uint32_t d = 0; d < kv->head_dim; d++)
             v_store(k + (uint64_t)d * CHUNK_KEYS + (p - start),
                     load_elements(kv->type, keys + d * kv->block_tokens * element));
@@ -378,14 +377,15 @@ static void attend_task(void *arg, uint32_t task, uint32_t thread)
             if (query_from >= query_to)
                 continue;
             const float *q = a->q + ((uint64_t)(s->first + tile->first + i) * a->heads +
-                                     (uint64_t)kv_head * group) * dim;
+                                     (uint64_t)kv_head * group) *
+                                        dim;
             attend_chunk(&chunk, query_from - start, query_to - start, q, group, dim, scale, scores,
                          &states[i]);
         }
     }
     for (uint32_t i = 0; i < tile->count; i++) {
-        float *out = a->out + (s->first + tile->first + i) * a->out_stride +
-                     (uint64_t)kv_head * group * dim;
+        float *out =
+            a->out + (s->first + tile->first + i) * a->out_stride + (uint64_t)kv_head * group * dim;
         for (uint32_t g = 0; g < group; g++) {
             /* The sink has a share of the sum, and no value. */
             float sum = v_sum(v_load(states[i].exp_sums + g * 16)) +
@@ -396,26 +396,33 @@ static void attend_task(void *arg, uint32_t task, uint32_t thread)
     }
 }
 
-static uint32_t cut(const struct host_attention *a, uint32_t most)
+static uint32_t cut(const struct host_attention *a)
 {
     uint32_t n = 0;
     for (uint32_t r = 0; r < a->n_sequences; r++)
-        for (uint32_t i = 0; i < a->sequences[r].count; i += most) {
+        for (uint32_t i = 0; i < a->sequences[r].count; i += TILE_QUERIES) {
             uint32_t left = a->sequences[r].count - i;
-            a->tiles[n++] = (struct host_tile){r, i, left < most ? left : most};
+            a->tiles[n++] = (struct host_tile){r, i, left < TILE_QUERIES ? left : TILE_QUERIES};
         }
     return n;
 }
 
-void op_attention(const struct host_context *c, const struct host_attention *a)
+void op_store(const struct host_context *c, const struct host_attention *a)
 {
     struct attention attention = {a, c};
-    double width = (double)a->heads * a->kv.head_dim, work = 0;
+    double work = 8.0 * a->heads * a->kv.head_dim * a->n_tokens;
+    pool_run(cpu_pool_for(c, work), cut(a), store_task, &attention);
+}
+
+void op_attend(const struct host_context *c, const struct host_attention *a)
+{
+    struct attention attention = {a, c};
+    double work = 0;
     for (uint32_t r = 0; r < a->n_sequences; r++) {
         double keys = (double)a->sequences[r].position + a->sequences[r].count;
-        work += a->sequences[r].count * width * 2 * (a->window && keys > a->window ? a->window : keys);
+        if (a->window && keys > a->window)
+            keys = a->window;
+        work += 2.0 * a->sequences[r].count * a->heads * a->kv.head_dim * keys;
     }
-    uint32_t tiles = cut(a, TILE_QUERIES);
-    pool_run(cpu_pool_for(c, 8 * width * a->n_tokens), tiles, store_task, &attention);
-    pool_run(cpu_pool_for(c, work), tiles * a->kv.kv_heads, attend_task, &attention);
+    pool_run(cpu_pool_for(c, work), cut(a) * a->kv.kv_heads, attend_task, &attention);
 }

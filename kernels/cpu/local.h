@@ -54,11 +54,12 @@ static inline uint32_t panels_of(const struct host_matrix *m)
     return (m->rows + PANEL_ROWS - 1) / PANEL_ROWS;
 }
 
-#define op_linear    CPU_NAME(linear)
-#define op_rmsnorm   CPU_NAME(rmsnorm)
-#define op_route     CPU_NAME(route)
-#define op_attention CPU_NAME(attention)
-#define op_moe       CPU_NAME(moe)
+#define op_linear  CPU_NAME(linear)
+#define op_rmsnorm CPU_NAME(rmsnorm)
+#define op_route   CPU_NAME(route)
+#define op_store   CPU_NAME(store)
+#define op_attend  CPU_NAME(attend)
+#define op_moe     CPU_NAME(moe)
 void op_linear(const struct host_context *c, const struct host_product *products,
                uint32_t n_products, const float *x, uint64_t x_stride, uint32_t n);
 void op_rmsnorm(const struct host_context *c, const float *x, uint64_t x_stride,
@@ -66,7 +67,8 @@ void op_rmsnorm(const struct host_context *c, const float *x, uint64_t x_stride,
                 uint64_t out_stride);
 void op_route(const struct host_context *c, const float *logits, uint32_t n, uint32_t experts,
               uint32_t active, uint32_t *chosen, float *weight);
-void op_attention(const struct host_context *c, const struct host_attention *a);
+void op_store(const struct host_context *c, const struct host_attention *a);
+void op_attend(const struct host_context *c, const struct host_attention *a);
 void op_moe(const struct host_context *c, const struct host_moe *moe);
 
 /* Scratch of one thread. */

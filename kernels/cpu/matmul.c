@@ -4,46 +4,19 @@
  * One row of x (decode) reads each weight once, so what counts is how fast blocks become floats:
  * four rows of the matrix at a time, unpacked in registers and multiplied there (dot4). Many rows of
  * x (prefill) are bound by multiplications: PANEL_ROWS rows of the matrix are unpacked into the cache,
- * and tiles of 4 rows of it by TILE_ROWS_X rows of x are summed in registers (tile).
+ * and tiles of TILE_ROWS_W rows of it by TILE_ROWS_X rows of x are summed in registers (tile).
  */
 #include "kernels/cpu/local.h"
-
-/* Columns i…i+31 of a row. */
-INLINE void load32(enum gguf_type type, const unsigned char *row, uint32_t i, v16 *a, v16 *b)
-{
-    switch (type) {
-    case GGUF_MXFP4: v_mxfp4(row + (uint64_t)(i / 32) * 17, a, b); break;
-    case GGUF_Q8_0: {
-        const unsigned char *block = row + (uint64_t)(i / 32) * 34;
-        v16 scale = v_set(v_half(block));
-        *a = v_mul(v_load_i8(block + 2), scale);
-        *b = v_mul(v_load_i8(block + 18), scale);
-        break;
-    }
-    case GGUF_F16:
-        *a = v_load_f16(row + (uint64_t)i * 2);
-        *b = v_load_f16(row + (uint64_t)i * 2 + 32);
-        break;
-    case GGUF_BF16:
-        *a = v_load_bf16(row + (uint64_t)i * 2);
-        *b = v_load_bf16(row + (uint64_t)i * 2 + 32);
-        break;
-    default:
-        *a = v_load((const float *)(const void *)row + i);
-        *b = v_load((const float *)(const void *)row + i + 16);
-        break;
-    }
-}
+#include "kernels/cpu/unpack.h"
 
 /* The last n < 32 columns, zeros behind them; only types without blocks have such. */
-INLINE void load_rest(enum gguf_type type, const unsigned char *row, uint32_t i, uint32_t n, v16 *a,
-                      v16 *b)
+INLINE void load_rest(enum gguf_type type, const unsigned char *at, uint32_t n, v16 *a, v16 *b)
 {
     unsigned char rest[32 * 4] = {0};
     uint64_t size = type == GGUF_F32 ? 4 : 2;
-    if (type == GGUF_MXFP4 || type == GGUF_Q8_0)
+    if (type != GGUF_F32 && type != GGUF_F16 && type != GGUF_BF16)
         n = 0;
-    memcpy(rest, row + i * size, n * size);
+    memcpy(rest, at, n * size);
     if (type == GGUF_F16) {
         *a = v_load_f16(rest);
         *b = v_load_f16(rest + 32);
@@ -60,24 +33,33 @@ INLINE void load_rest(enum gguf_type type, const unsigned char *row, uint32_t i,
 
 /* ── one row of x ──────────────────────────────────────────────────────────────────────────── */
 
-INLINE void dot4(enum gguf_type type, const unsigned char *const w[4], const float *x,
-                 uint32_t columns, float out[4])
+/* `ahead` is where the next four rows lie: the processor's own prefetching stops at every page, and
+ * a row may be shorter than half of one. */
+INLINE void dot4(enum gguf_type type, const unsigned char *const w[4], const unsigned char *ahead,
+                 const float *x, uint32_t columns, float out[4])
 {
     v16 s[4] = {v_zero(), v_zero(), v_zero(), v_zero()}, a, b;
     uint32_t i = 0;
-    for (; i + 32 <= columns; i += 32) {
-        v16 x0 = v_load(x + i), x1 = v_load(x + i + 16);
+    uint64_t at = 0;
+    for (; i + step_columns(type) <= columns; at += step_bytes(type)) {
+#pragma GCC unroll 16
+        for (uint32_t line = 0; line < 4 * step_bytes(type); line += 64)
+            __builtin_prefetch(ahead + 4 * at + line);
+#pragma GCC unroll 8
+        for (uint32_t part = 0; part < step_columns(type) / 32; part++, i += 32) {
+            v16 x0 = v_load(x + i), x1 = v_load(x + i + 16);
 #pragma GCC unroll 4
-        for (int o = 0; o < 4; o++) {
-            load32(type, w[o], i, &a, &b);
-            s[o] = v_fma(a, x0, s[o]);
-            s[o] = v_fma(b, x1, s[o]);
+            for (int o = 0; o < 4; o++) {
+                load32(type, w[o] + at, part, &a, &b);
+                s[o] = v_fma(a, x0, s[o]);
+                s[o] = v_fma(b, x1, s[o]);
+            }
         }
     }
     if (i < columns) {
         v16 x0 = v_load(x + i), x1 = columns - i > 16 ? v_load(x + i + 16) : v_zero();
         for (int o = 0; o < 4; o++) {
-            load_rest(type, w[o], i, columns - i, &a, &b);
+            load_rest(type, w[o] + at, columns - i, &a, &b);
             s[o] = v_fma(a, x0, s[o]);
             s[o] = v_fma(b, x1, s[o]);
         }
@@ -95,7 +77,7 @@ INLINE void one_row(enum gguf_type type, const struct panel *p, const float *x, 
             uint64_t row = (uint64_t)p->first + o + j;
             w[j] = m->data + (row < last ? row : last) * m->row_bytes;
         }
-        dot4(type, w, x, m->columns, out + o);
+        dot4(type, w, w[0] + 4 * m->row_bytes, x, m->columns, out + o);
     }
 }
 
@@ -105,70 +87,69 @@ INLINE void unpack_row(enum gguf_type type, const unsigned char *row, uint32_t c
 {
     uint32_t i = 0;
     v16 a, b;
-    for (; i + 32 <= columns; i += 32) {
-        load32(type, row, i, &a, &b);
-        v_store(to + i, a);
-        v_store(to + i + 16, b);
-    }
+    for (; i + step_columns(type) <= columns; row += step_bytes(type))
+#pragma GCC unroll 8
+        for (uint32_t part = 0; part < step_columns(type) / 32; part++, i += 32) {
+            load32(type, row, part, &a, &b);
+            v_store(to + i, a);
+            v_store(to + i + 16, b);
+        }
     if (i < columns) {
-        load_rest(type, row, i, columns - i, &a, &b);
+        load_rest(type, row, columns - i, &a, &b);
         v_store(to + i, a);
         if (columns - i > 16)
             v_store(to + i + 16, b);
     }
 }
 
-/* 4 unpacked rows of the matrix by `n` rows of x, n a constant. */
-INLINE void tile(const float *w, uint32_t columns, const float *const *x, uint32_t n, float *out)
+/* Columns of a pass: TILE_ROWS_X rows of x (12 KiB) stay in the first level cache while the panel's
+ * rows pass by. The sums wait in memory between passes, so the order is that of one pass. */
+#define PASS_COLUMNS 512
+
+/* Adds columns from…to−1 of TILE_ROWS_W unpacked rows of the matrix by `n` rows of x, n a constant, to
+ * sums[n, PANEL_ROWS, 16]. */
+INLINE void tile(const float *w, uint64_t stride, const float *const *x, uint32_t n, uint32_t from,
+                 uint32_t to, float *sums)
 {
-    v16 sums[TILE_ROWS_X][4];
-#pragma GCC unroll 2
-    for (uint32_t part = 0; part < 16 / T_LANES; part++) {
-        t_vec s[TILE_ROWS_X][4];
+#pragma GCC unroll 4
+    for (uint32_t part = 0; part < 16; part += T_LANES) {
+        t_vec s[TILE_ROWS_X][TILE_ROWS_W];
 #pragma GCC unroll 8
         for (uint32_t t = 0; t < n; t++)
 #pragma GCC unroll 4
-            for (uint32_t o = 0; o < 4; o++)
-                s[t][o] = t_zero();
-        for (uint32_t i = part * T_LANES; i < columns; i += 16) {
-            t_vec w0 = t_load(w + i), w1 = t_load(w + columns + i);
-            t_vec w2 = t_load(w + 2 * (uint64_t)columns + i);
-            t_vec w3 = t_load(w + 3 * (uint64_t)columns + i);
+            for (uint32_t o = 0; o < TILE_ROWS_W; o++)
+                s[t][o] = from ? t_load(sums + (t * PANEL_ROWS + o) * 16 + part) : t_zero();
+        for (uint32_t i = from + part; i < to; i += 16) {
+            t_vec row[TILE_ROWS_W];
+#pragma GCC unroll 4
+            for (uint32_t o = 0; o < TILE_ROWS_W; o++)
+                row[o] = t_load(w + o * stride + i);
 #pragma GCC unroll 8
             for (uint32_t t = 0; t < n; t++) {
                 t_vec v = t_load(x[t] + i);
-                s[t][0] = t_fma(w0, v, s[t][0]);
-                s[t][1] = t_fma(w1, v, s[t][1]);
-                s[t][2] = t_fma(w2, v, s[t][2]);
-                s[t][3] = t_fma(w3, v, s[t][3]);
+#pragma GCC unroll 4
+                for (uint32_t o = 0; o < TILE_ROWS_W; o++)
+                    s[t][o] = t_fma(row[o], v, s[t][o]);
             }
         }
 #pragma GCC unroll 8
         for (uint32_t t = 0; t < n; t++)
 #pragma GCC unroll 4
-            for (uint32_t o = 0; o < 4; o++)
-                t_part(&sums[t][o], part, s[t][o]);
+            for (uint32_t o = 0; o < TILE_ROWS_W; o++)
+                t_store(sums + (t * PANEL_ROWS + o) * 16 + part, s[t][o]);
     }
-#pragma GCC unroll 8
-    for (uint32_t t = 0; t < n; t++)
-        v_sum4(sums[t][0], sums[t][1], sums[t][2], sums[t][3], out + 4 * t);
 }
 
-static void tile_any(const float *w, uint32_t columns, const float *const *x, uint32_t n,
-                     float *out)
+static void tile_any(const float *w, uint64_t stride, const float *const *x, uint32_t n,
+                     uint32_t from, uint32_t to, float *sums)
 {
     switch (n) {
-    case 1: tile(w, columns, x, 1, out); break;
-#if TILE_ROWS_X >= 3
-    case 2: tile(w, columns, x, 2, out); break;
-    case 3: tile(w, columns, x, 3, out); break;
-#endif
-#if TILE_ROWS_X >= 6
-    case 4: tile(w, columns, x, 4, out); break;
-    case 5: tile(w, columns, x, 5, out); break;
-    case 6: tile(w, columns, x, 6, out); break;
-#endif
-    default: break;
+    case 1: tile(w, stride, x, 1, from, to, sums); break;
+    case 2: tile(w, stride, x, 2, from, to, sums); break;
+    case 3: tile(w, stride, x, 3, from, to, sums); break;
+    case 4: tile(w, stride, x, 4, from, to, sums); break;
+    case 5: tile(w, stride, x, 5, from, to, sums); break;
+    default: tile(w, stride, x, 6, from, to, sums); break;
     }
 }
 
@@ -189,10 +170,10 @@ void panel_open(struct panel *p, const struct host_matrix *m, uint32_t first, ui
     if (!p->floats)
         return;
     switch (m->type) {
-    case GGUF_MXFP4: unpack(GGUF_MXFP4, p); break;
-    case GGUF_Q8_0: unpack(GGUF_Q8_0, p); break;
-    case GGUF_F16: unpack(GGUF_F16, p); break;
-    case GGUF_BF16: unpack(GGUF_BF16, p); break;
+#define UNPACK(type)                                                                               \
+    case type: unpack(type, p); break;
+        UNPACK_TYPES(UNPACK)
+#undef UNPACK
     default: unpack(GGUF_F32, p); break;
     }
 }
@@ -200,10 +181,10 @@ void panel_open(struct panel *p, const struct host_matrix *m, uint32_t first, ui
 static void multiply_in_blocks(const struct panel *p, const float *x, float *out)
 {
     switch (p->matrix->type) {
-    case GGUF_MXFP4: one_row(GGUF_MXFP4, p, x, out); break;
-    case GGUF_Q8_0: one_row(GGUF_Q8_0, p, x, out); break;
-    case GGUF_F16: one_row(GGUF_F16, p, x, out); break;
-    case GGUF_BF16: one_row(GGUF_BF16, p, x, out); break;
+#define MULTIPLY(type)                                                                             \
+    case type: one_row(type, p, x, out); break;
+        UNPACK_TYPES(MULTIPLY)
+#undef MULTIPLY
     default: one_row(GGUF_F32, p, x, out); break;
     }
 }
@@ -222,14 +203,20 @@ void panel_multiply(const struct panel *p, const struct rows *x, uint32_t from, 
         const float *rows[TILE_ROWS_X];
         for (uint32_t i = 0; i < here; i++)
             rows[i] = row_of(x, from + t + i);
-        for (uint32_t o = 0; o < p->count; o += 4) {
-            /* Rows beyond the panel's end are what the scratch holds: their sums are not used. */
-            float sums[TILE_ROWS_X * 4];
-            tile_any(p->floats + (uint64_t)o * columns, columns, rows, here, sums);
-            for (uint32_t i = 0; i < here; i++)
-                memcpy(out + (uint64_t)(t + i) * PANEL_ROWS + o, sums + (uint64_t)i * 4,
-                       4 * sizeof *out);
+        /* Rows beyond the panel's end are what the scratch holds: their sums are not used. */
+        float sums[TILE_ROWS_X * PANEL_ROWS * 16];
+        for (uint32_t i = 0; i < columns; i += PASS_COLUMNS) {
+            uint32_t to = columns - i < PASS_COLUMNS ? columns : i + PASS_COLUMNS;
+            for (uint32_t o = 0; o < p->count; o += TILE_ROWS_W)
+                tile_any(p->floats + (uint64_t)o * columns, columns, rows, here, i, to,
+                         sums + (uint64_t)o * 16);
         }
+        for (uint32_t i = 0; i < here; i++)
+            for (uint32_t o = 0; o < p->count; o += 4) {
+                const float *four = sums + (i * PANEL_ROWS + o) * 16;
+                v_sum4(v_load(four), v_load(four + 16), v_load(four + 32), v_load(four + 48),
+                       out + (uint64_t)(t + i) * PANEL_ROWS + o);
+            }
     }
 }
 

@@ -18,11 +18,11 @@
  *   v_sum4(a, b, c, d, out)                v_sum of four
  *   v_load_f16 v_load_bf16 v_store_f16 v_store_bf16
  *   v_load_i8                              16 signed bytes
- *   v_half                                 one half-precision number
+ *   v_half                                 one half-precision number; 8 bytes must be there
  *   v_mxfp4(block, low, high)              32 values of a block of 17 bytes
- * and for the tile of a matrix product: a register t_vec of T_LANES floats, t_zero, t_load, t_fma,
- * t_part(sum, i, t): puts it at lanes i · T_LANES of a v16; TILE_ROWS_X is how many rows of x a tile
- * has, so that its sums fit the registers.
+ * and for the tile of a matrix product: a register t_vec of T_LANES floats, t_zero t_load t_store
+ * t_fma; TILE_ROWS_X and TILE_ROWS_W are the rows of x and of the matrix in a tile, chosen so that its
+ * sums fit the registers.
  */
 #ifndef GPTOSS_KERNELS_SIMD_H
 #define GPTOSS_KERNELS_SIMD_H
@@ -35,12 +35,18 @@
 #define CPU_NAME(name)       CPU_NAME1(name, CPU_ISA)
 #define INLINE               static inline __attribute__((always_inline, unused))
 
-/* 2 to the power of e − 128, the scale of a block of MXFP4 for values counted in halves. */
+/* Bits of 2 to the power of e − 128, the scale of a block of MXFP4 for values counted in halves. */
+#define SCALE(e)   ((e) >= 2 ? (uint32_t)((e)-1) << 23 : 0x00200000u << ((e)&1))
+#define SCALE4(e)  SCALE(e), SCALE((e) + 1), SCALE((e) + 2), SCALE((e) + 3)
+#define SCALE16(e) SCALE4(e), SCALE4((e) + 4), SCALE4((e) + 8), SCALE4((e) + 12)
+#define SCALE64(e) SCALE16(e), SCALE16((e) + 16), SCALE16((e) + 32), SCALE16((e) + 48)
+static const uint32_t mxfp4_scales[256]
+    __attribute__((aligned(64), unused)) = {SCALE64(0), SCALE64(64), SCALE64(128), SCALE64(192)};
+
 INLINE float mxfp4_scale(unsigned char e)
 {
-    uint32_t bits = e >= 2 ? (uint32_t)(e - 1) << 23 : (uint32_t)0x00200000 << e;
     float scale;
-    memcpy(&scale, &bits, sizeof scale);
+    memcpy(&scale, &mxfp4_scales[e], sizeof scale);
     return scale;
 }
 

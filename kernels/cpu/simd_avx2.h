@@ -155,9 +155,7 @@ INLINE v16 v_load_i8(const void *x)
 }
 INLINE float v_half(const void *x)
 {
-    uint16_t half;
-    memcpy(&half, x, sizeof half);
-    return _cvtsh_ss(half);
+    return _mm_cvtss_f32(_mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)x)));
 }
 INLINE void v_mxfp4(const unsigned char *block, v16 *low, v16 *high)
 {
@@ -171,7 +169,8 @@ INLINE void v_mxfp4(const unsigned char *block, v16 *low, v16 *high)
 }
 
 #define T_LANES     8
-#define TILE_ROWS_X 3
+#define TILE_ROWS_X 6 /* 12 sums, 2 + 1 inputs: 15 of 16 registers */
+#define TILE_ROWS_W 2
 typedef __m256 t_vec;
 INLINE t_vec t_zero(void)
 {
@@ -185,10 +184,7 @@ INLINE t_vec t_fma(t_vec a, t_vec b, t_vec c)
 {
     return _mm256_fmadd_ps(a, b, c);
 }
-INLINE void t_part(v16 *sum, uint32_t i, t_vec t)
+INLINE void t_store(float *to, t_vec t)
 {
-    if (i == 0)
-        sum->a = t;
-    else
-        sum->b = t;
+    _mm256_storeu_ps(to, t);
 }

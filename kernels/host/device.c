@@ -87,8 +87,7 @@ static void read_piece(void *arg, uint32_t i, uint32_t thread)
 {
     (void)thread;
     struct reading *reading = arg;
-    const uint64_t *words =
-        (const uint64_t *)(reading->memory + i * (READ_BYTES / READ_PIECES));
+    const uint64_t *words = (const uint64_t *)(reading->memory + i * (READ_BYTES / READ_PIECES));
     uint64_t sum[8] = {0};
     for (size_t w = 0; w < READ_BYTES / READ_PIECES / sizeof *words; w += 8)
         for (int j = 0; j < 8; j++)
@@ -112,7 +111,8 @@ double host_bandwidth(uint32_t threads)
     double best = 0;
     struct pool *pool = NULL;
     struct reading reading = {0};
-    void *memory = mmap(NULL, READ_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *memory =
+        mmap(NULL, READ_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED)
         return 0;
     if (pool_create(&pool, threads, err, sizeof err))

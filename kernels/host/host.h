@@ -24,17 +24,17 @@ struct host_device {
 enum host_work { HOST_STEP, HOST_RING };
 
 struct host_lane {
-    float *input;      /* [step_tokens, hidden]; NULL on the stage of layer 0 */
-    float *output;     /* [step_tokens, hidden]; NULL on a stage that samples */
-    int32_t *sampled;  /* [step_samples] */
+    float *input;                   /* [step_tokens, hidden]; NULL on the stage of layer 0 */
+    float *output;                  /* [step_tokens, hidden]; NULL on a stage that samples */
+    int32_t *sampled;               /* [step_samples] */
     struct kernels_sample *samples; /* [step_samples]; NULL where nothing is sampled */
-    float *logits;     /* [step_samples, head_count], with keep_logits */
+    float *logits;                  /* [step_samples, head_count], with keep_logits */
 
     struct kernels_step step;
-    struct kernels_row *rows; /* [step_rows] */
-    int32_t *tokens;          /* [step_tokens]; NULL but on the stage of layer 0 */
+    struct kernels_row *rows;            /* [step_rows] */
+    int32_t *tokens;                     /* [step_tokens]; NULL but on the stage of layer 0 */
     uint32_t *full_given, *window_given; /* [given_capacity] */
-    uint32_t *ring_slots;     /* [step_samples] */
+    uint32_t *ring_slots;                /* [step_samples] */
     uint32_t ring_count;
 
     atomic_uint pending; /* steps and ring calls queued and not done */
@@ -49,30 +49,30 @@ struct host_stage {
     uint64_t kv_bytes, activation_bytes;
     unsigned char *kv_memory, *memory; /* the two maps */
 
-    struct host_lane *lanes;    /* [lanes] */
-    uint64_t given_capacity;    /* block numbers of one pool in one step */
-    struct host_kv *kv;         /* [layer_count] */
-    uint32_t *full_table, *window_table;     /* [slots, table_entries] */
-    struct kernels_span *full_span, *window_span; /* [slots], as of the stream */
-    int32_t *slot_token;        /* [slots]: last sampled, or −1 */
-    float *cosine, *sine;       /* [context, head_dim / 2] */
+    struct host_lane *lanes;                      /* [lanes] */
+    uint64_t given_capacity;                      /* block numbers of one pool in one step */
+    struct host_kv *kv;                           /* [layer_count] */
+    uint32_t *full_table, *window_table;          /* [slots, table_entries] */
+    uint32_t *full_count, *window_count; /* [slots]: entries, as of the stream */
+    int32_t *slot_token;                          /* [slots]: last sampled, or −1 */
+    float *cosine, *sine;                         /* [context, head_dim / 2] */
 
     /* Activations of the step under way. */
-    float *x;                   /* [step_tokens, hidden]; only on a stage that samples */
-    float *h;                   /* [step_tokens, padded(hidden)] */
-    float *q, *k, *v;           /* [step_tokens, width] */
-    float *attended;            /* [step_tokens, padded(heads · head_dim)] */
-    float *router;              /* [step_tokens, experts] */
-    uint32_t *chosen;           /* [step_tokens, active] */
-    float *chosen_weight;       /* [step_tokens, active] */
-    float *unit, *part;         /* of struct host_moe */
+    float *x;             /* [step_tokens, hidden]; only on a stage that samples */
+    float *h;             /* [step_tokens, padded(hidden)] */
+    float *q, *k, *v;     /* [step_tokens, width] */
+    float *attended;      /* [step_tokens, padded(heads · head_dim)] */
+    float *router;        /* [step_tokens, experts] */
+    uint32_t *chosen;     /* [step_tokens, active] */
+    float *chosen_weight; /* [step_tokens, active] */
+    float *unit, *part;   /* of struct host_moe */
     uint32_t *pairs, *begin;
     struct host_sequence *sequences; /* [step_rows] */
-    struct host_tile *tiles;    /* [step_tokens] */
-    float *sample_x;            /* [HOST_HEAD_ROWS, hidden] */
-    float *sample_h;            /* [HOST_HEAD_ROWS, padded(hidden)] */
-    float *logits;              /* [HOST_HEAD_ROWS, head_count], without keep_logits */
-    unsigned char *sample_scratch; /* [threads, sample_scratch_bytes] */
+    struct host_tile *tiles;         /* [step_tokens] */
+    float *sample_x;                 /* [HOST_HEAD_ROWS, hidden] */
+    float *sample_h;                 /* [HOST_HEAD_ROWS, padded(hidden)] */
+    float *logits;                   /* [HOST_HEAD_ROWS, head_count], without keep_logits */
+    unsigned char *sample_scratch;   /* [threads, sample_scratch_bytes] */
     uint64_t sample_scratch_bytes;
     struct host_context context;
 
@@ -80,7 +80,7 @@ struct host_stage {
     struct {
         enum host_work work;
         uint32_t lane;
-    } *queue;                   /* [queue_size] */
+    } * queue; /* [queue_size] */
     uint32_t queue_size;
     _Atomic uint64_t queue_put, queue_taken; /* counts since the start */
     atomic_bool asleep, quit;
@@ -94,7 +94,8 @@ struct host_stage {
 #define HOST_HEAD_ROWS 32 /* rows that pass through the head at a time */
 
 /* layout.c */
-int host_layout(struct host_stage *stage); /* sizes and, if the maps are there, pointers; -1: overflow */
+int host_layout(
+    struct host_stage *stage); /* sizes and, if the maps are there, pointers; -1: overflow */
 void host_layout_weights(const struct host_stage *stage,
                          void (*each)(void *arg, const struct gguf_tensor *tensor), void *arg);
 void host_stage_prepare(struct host_stage *stage, const struct host_device *device,

@@ -83,16 +83,14 @@ static void lay_out_activations(struct arena *a, struct host_stage *stage)
         if (!o->keep_logits)
             stage->logits = TAKE(a, float, rows, o->head_count);
         stage->sample_scratch_bytes = (kernels_sample_scratch_bytes(o->head_count) + 63) / 64 * 64;
-        stage->sample_scratch =
-            TAKE(a, unsigned char, stage->threads, stage->sample_scratch_bytes);
+        stage->sample_scratch = TAKE(a, unsigned char, stage->threads, stage->sample_scratch_bytes);
     }
     uint32_t columns = m->hidden > m->expert_ffn ? m->hidden : m->expert_ffn;
     if (q_width > columns)
         columns = (uint32_t)q_width;
     stage->context.scratch_bytes =
         stage->table->scratch_bytes(columns, m->heads / m->kv_heads, m->head_dim);
-    stage->context.scratch =
-        TAKE(a, unsigned char, stage->threads, stage->context.scratch_bytes);
+    stage->context.scratch = TAKE(a, unsigned char, stage->threads, stage->context.scratch_bytes);
 }
 
 static void lay_out_tables(struct arena *a, struct host_stage *stage)
@@ -103,8 +101,8 @@ static void lay_out_tables(struct arena *a, struct host_stage *stage)
         stage->full_table = TAKE(a, uint32_t, o->slots, stage->base.table_entries);
     if (stage->base.has_window)
         stage->window_table = TAKE(a, uint32_t, o->slots, stage->base.table_entries);
-    stage->full_span = TAKE(a, struct kernels_span, o->slots, 1);
-    stage->window_span = TAKE(a, struct kernels_span, o->slots, 1);
+    stage->full_count = TAKE(a, uint32_t, o->slots, 1);
+    stage->window_count = TAKE(a, uint32_t, o->slots, 1);
     stage->slot_token = TAKE(a, int32_t, o->slots, 1);
     stage->cosine = TAKE(a, float, o->context, m->head_dim / 2);
     stage->sine = TAKE(a, float, o->context, m->head_dim / 2);
@@ -164,11 +162,11 @@ void host_layout_weights(const struct host_stage *stage,
     for (uint32_t i = 0; i < o->layer_count; i++) {
         const struct gguf_layer *l = &m->layers[o->layer_first + i];
         const struct gguf_tensor *const tensors[] = {
-            l->attn_norm,       l->attn_q.weight, l->attn_q.bias, l->attn_k.weight, l->attn_k.bias,
-            l->attn_v.weight,   l->attn_v.bias,   l->sinks,       l->attn_out.weight,
-            l->attn_out.bias,   l->ffn_norm,      l->router.weight, l->router.bias,
-            l->gate.weight,     l->gate.bias,     l->up.weight,   l->up.bias,
-            l->down.weight,     l->down.bias,
+            l->attn_norm,       l->attn_q.weight, l->attn_q.bias, l->attn_k.weight,
+            l->attn_k.bias,     l->attn_v.weight, l->attn_v.bias, l->sinks,
+            l->attn_out.weight, l->attn_out.bias, l->ffn_norm,    l->router.weight,
+            l->router.bias,     l->gate.weight,   l->gate.bias,   l->up.weight,
+            l->up.bias,         l->down.weight,   l->down.bias,
         };
         for (size_t t = 0; t < sizeof tensors / sizeof *tensors; t++)
             each(arg, tensors[t]);
@@ -183,16 +181,15 @@ void host_layout_weights(const struct host_stage *stage,
 }
 
 void host_stage_prepare(struct host_stage *stage, const struct host_device *device,
-                        const struct gguf_model *model,
-                        const struct kernels_stage_options *options)
+                        const struct gguf_model *model, const struct kernels_stage_options *options)
 {
     *stage = (struct host_stage){
         .base =
             {
                 .model = model,
                 .options = *options,
-                .table_entries = (options->context + options->block_tokens - 1) /
-                                 options->block_tokens,
+                .table_entries =
+                    (options->context + options->block_tokens - 1) / options->block_tokens,
                 .embeds = options->layer_first == 0,
                 .samples = options->layer_first + options->layer_count == model->n_layers &&
                            options->head_count,

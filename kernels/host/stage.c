@@ -45,8 +45,7 @@ static void add_bytes(void *arg, const struct gguf_tensor *tensor)
 }
 
 int host_footprint(const struct kernels *k, const struct gguf_model *model,
-                   const struct kernels_stage_options *options,
-                   struct kernels_footprint *footprint)
+                   const struct kernels_stage_options *options, struct kernels_footprint *footprint)
 {
     struct host_stage stage;
     host_stage_prepare(&stage, (const struct host_device *)k, model, options);
@@ -63,10 +62,15 @@ struct loading {
     const struct kernels_stage_options *options;
     uint64_t done, all, told;
     const struct gguf_tensor *crooked; /* one that cannot be read in place */
+    const struct gguf_file *file;
+    bool poisoned; /* a number or scale is not finite; err says where */
+    char *err;
+    size_t err_size;
 };
 
 /* Weights are used where the file is mapped. They are touched once, so that the first step does not
- * wait for the disk, and so that loading is seen to go on. */
+ * wait for the disk, and so that loading is seen to go on; and then looked through for numbers and
+ * scales that are not finite, as fast as memory is read. */
 static void touch(void *arg, const struct gguf_tensor *tensor)
 {
     struct loading *loading = arg;
@@ -83,6 +87,9 @@ static void touch(void *arg, const struct gguf_tensor *tensor)
         }
     }
     loading->done += tensor->bytes;
+    if (!loading->poisoned)
+        loading->poisoned =
+            gguf_check_tensor(loading->file, tensor, loading->err, loading->err_size) != 0;
 }
 
 static int fill_rotation(struct host_stage *stage, char *err, size_t err_size)
@@ -117,7 +124,8 @@ int host_stage_create(struct kernels_stage **out, struct kernels *k, const struc
                       const struct kernels_stage_options *options, char *err, size_t err_size)
 {
     const struct host_device *device = (const struct host_device *)k;
-    struct loading loading = {.options = options};
+    struct loading loading = {
+        .options = options, .file = model->file, .err = err, .err_size = err_size};
     struct host_stage *stage = malloc(sizeof *stage);
     if (!stage) {
         snprintf(err, err_size, "no memory for a stage");
@@ -126,7 +134,8 @@ int host_stage_create(struct kernels_stage **out, struct kernels *k, const struc
     host_stage_prepare(stage, device, model, options);
     stage->base.k = k;
     if (host_layout(stage)) {
-        snprintf(err, err_size, "the stage's buffers overflow: ask for fewer slots, lanes or tokens");
+        snprintf(err, err_size,
+                 "the stage's buffers overflow: ask for fewer slots, lanes or tokens");
         goto fail;
     }
     stage->memory = map_memory(stage->activation_bytes);
@@ -147,6 +156,8 @@ int host_stage_create(struct kernels_stage **out, struct kernels *k, const struc
 
     host_layout_weights(stage, add_bytes, &loading.all);
     host_layout_weights(stage, touch, &loading);
+    if (loading.poisoned)
+        goto fail;
     if (loading.crooked) {
         snprintf(err, err_size, "%s: tensor %s is not aligned to the %zu bytes of a float",
                  gguf_path(model->file), loading.crooked->name, sizeof(float));

@@ -24,15 +24,15 @@ static const float *floats(const struct gguf_tensor *tensor)
     return (const float *)tensor->data;
 }
 
-static void extend(struct kernels_span *span, uint32_t *entries, bool restart, const uint32_t *given,
-                   uint32_t n_given, uint32_t n_freed)
+/* Entries that have ended are not taken out: nothing looks at them any more. */
+static void extend(uint32_t *count, uint32_t *entries, bool restart, const uint32_t *given,
+                   uint32_t n_given)
 {
     if (restart)
-        *span = (struct kernels_span){0};
+        *count = 0;
     if (n_given)
-        memcpy(entries + span->count, given, n_given * sizeof *given);
-    span->count += n_given;
-    span->first += n_freed;
+        memcpy(entries + *count, given, n_given * sizeof *given);
+    *count += n_given;
 }
 
 static void update_tables(struct host_stage *stage, const struct kernels_step *step)
@@ -41,11 +41,11 @@ static void update_tables(struct host_stage *stage, const struct kernels_step *s
     for (uint32_t i = 0; i < step->n_rows; i++) {
         const struct kernels_row *row = &step->rows[i];
         if (stage->base.has_full)
-            extend(&stage->full_span[row->slot], stage->full_table + row->slot * entries,
-                   row->restart, row->full_given, row->full_given_count, row->full_freed);
+            extend(&stage->full_count[row->slot], stage->full_table + row->slot * entries,
+                   row->restart, row->full_given, row->full_given_count);
         if (stage->base.has_window)
-            extend(&stage->window_span[row->slot], stage->window_table + row->slot * entries,
-                   row->restart, row->window_given, row->window_given_count, row->window_freed);
+            extend(&stage->window_count[row->slot], stage->window_table + row->slot * entries,
+                   row->restart, row->window_given, row->window_given_count);
     }
 }
 
@@ -73,8 +73,8 @@ static int embed(struct host_stage *stage, struct host_lane *lane, float *x)
     return 0;
 }
 
-static void run_attention(struct host_stage *stage, const struct kernels_step *step,
-                          uint32_t layer, float *x)
+static void run_attention(struct host_stage *stage, const struct kernels_step *step, uint32_t layer,
+                          float *x)
 {
     const struct gguf_model *m = stage->base.model;
     const struct gguf_layer *l = &m->layers[stage->base.options.layer_first + layer];
@@ -119,7 +119,8 @@ static void run_attention(struct host_stage *stage, const struct kernels_step *s
         .out_stride = host_padded(q_width),
         .tiles = stage->tiles,
     };
-    stage->table->attention(c, &attention);
+    stage->table->store(c, &attention);
+    stage->table->attend(c, &attention);
     const struct host_product output = {
         .matrix = matrix_of(&l->attn_out), .y = x, .stride = m->hidden, .add = true};
     stage->table->linear(c, &output, 1, stage->attended, host_padded(q_width), n);
@@ -216,12 +217,11 @@ static void run_head(struct host_stage *stage, struct host_lane *lane, const flo
             token++;
             t++;
         }
-        float *logits = o->keep_logits ? lane->logits + (uint64_t)done * o->head_count
-                                       : stage->logits;
+        float *logits =
+            o->keep_logits ? lane->logits + (uint64_t)done * o->head_count : stage->logits;
         stage->table->rmsnorm(c, stage->sample_x, m->hidden, floats(m->output_norm), n, m->hidden,
                               m->norm_eps, stage->sample_h, h_stride);
-        const struct host_product product = {
-            .matrix = head, .y = logits, .stride = o->head_count};
+        const struct host_product product = {.matrix = head, .y = logits, .stride = o->head_count};
         stage->table->linear(c, &product, 1, stage->sample_h, h_stride, n);
         s.logits = logits;
         s.samples = lane->samples + done;

@@ -25,7 +25,7 @@ struct pool; /* cpu/pool.h */
 
 /* What an operation works with beside its arguments. */
 struct host_context {
-    struct pool *pool; /* NULL: one thread */
+    struct pool *pool;      /* NULL: one thread */
     unsigned char *scratch; /* [threads, scratch_bytes], 64-byte aligned; contents are nobody's */
     uint64_t scratch_bytes; /* a multiple of 64 */
 };
@@ -115,16 +115,18 @@ struct host_table {
     /* Each product: y = x · matrixᵀ + bias; x is [n, x_stride]. */
     void (*linear)(const struct host_context *c, const struct host_product *products,
                    uint32_t n_products, const float *x, uint64_t x_stride, uint32_t n);
-    /* Rotates q and k, stores k and v in the cache, attends. */
-    void (*attention)(const struct host_context *c, const struct host_attention *a);
+    /* Rotates q and k, and stores k and v in the cache. */
+    void (*store)(const struct host_context *c, const struct host_attention *a);
+    /* out = softmax(q · Kᵀ / √head_dim, sink) · V */
+    void (*attend)(const struct host_context *c, const struct host_attention *a);
     /* Of each row of logits[n, experts] the `active` largest (ties: the lowest), largest first, and
      * the softmax over them. */
     void (*route)(const struct host_context *c, const float *logits, uint32_t n, uint32_t experts,
                   uint32_t active, uint32_t *chosen, float *weight);
     void (*moe)(const struct host_context *c, const struct host_moe *moe);
     /* Runs task(arg, i, thread) for i < n, on the threads there are. */
-    void (*run)(const struct host_context *c, uint32_t n, void (*task)(void *arg, uint32_t i, uint32_t thread),
-                void *arg);
+    void (*run)(const struct host_context *c, uint32_t n,
+                void (*task)(void *arg, uint32_t i, uint32_t thread), void *arg);
 };
 
 /* moe.c: sorts the pairs by expert: fills pairs and begin. */

@@ -44,9 +44,8 @@ static unsigned char *element(const struct host_kv *kv, const uint32_t *blocks, 
                               bool is_value, uint32_t head, uint32_t d)
 {
     uint64_t tokens = kv->block_tokens, dim = kv->head_dim, in_block = position % kv->block_tokens;
-    uint64_t index = is_value
-                         ? kv->kv_heads * dim * tokens + (head * tokens + in_block) * dim + d
-                         : (head * dim + d) * tokens + in_block;
+    uint64_t index = is_value ? kv->kv_heads * dim * tokens + (head * tokens + in_block) * dim + d
+                              : (head * dim + d) * tokens + in_block;
     return kv->base + blocks[position / kv->block_tokens] * kv->block_bytes +
            index * host_kv_element_bytes(kv->type);
 }
@@ -65,8 +64,8 @@ static void store_token(const struct host_attention *a, const struct host_sequen
 
 /* Softmax over the scores of the keys and the sink, which has no value. The maximum, the sum and the
  * values in three passes over the keys, so that nothing but one head's sum is kept. */
-static void attend(const struct host_attention *a, const struct host_sequence *s, uint32_t i,
-                   uint32_t head)
+static void attend_head(const struct host_attention *a, const struct host_sequence *s, uint32_t i,
+                        uint32_t head)
 {
     const struct host_kv *kv = &a->kv;
     uint32_t dim = kv->head_dim, kv_head = head / (a->heads / kv->kv_heads);
@@ -103,11 +102,10 @@ static void attend(const struct host_attention *a, const struct host_sequence *s
         out[d] = (float)((double)out[d] / sum);
 }
 
-void reference_attention(const struct host_context *c, const struct host_attention *a)
+void reference_store(const struct host_context *c, const struct host_attention *a)
 {
     (void)c;
     uint32_t half = a->kv.head_dim / 2;
-    /* All keys and values first: a row may look at those of another row of its sequence. */
     for (uint32_t r = 0; r < a->n_sequences; r++) {
         const struct host_sequence *s = &a->sequences[r];
         for (uint32_t i = 0; i < s->count; i++) {
@@ -121,8 +119,13 @@ void reference_attention(const struct host_context *c, const struct host_attenti
             store_token(a, s, i);
         }
     }
+}
+
+void reference_attend(const struct host_context *c, const struct host_attention *a)
+{
+    (void)c;
     for (uint32_t r = 0; r < a->n_sequences; r++)
         for (uint32_t i = 0; i < a->sequences[r].count; i++)
             for (uint32_t head = 0; head < a->heads; head++)
-                attend(a, &a->sequences[r], i, head);
+                attend_head(a, &a->sequences[r], i, head);
 }

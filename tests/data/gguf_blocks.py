@@ -33,7 +33,7 @@ def main(path):
             if type_ == T.MXFP4:
                 blocks[:4, 0] = [0, 1, 2, 255]
             record(out, 0, type_, blocks, quants.dequantize(blocks, type_))
-        for type_ in (T.Q8_0, T.MXFP4, T.BF16, T.F16):
+        for type_ in (T.Q8_0, T.MXFP4, T.BF16, T.F16, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1):
             values = (random.normal(0, 1, (16, 32)) * 10.0 ** random.integers(-4, 4, (16, 1))).astype(np.float32)
             values[0] = 0
             values[1] = np.arange(32) * 0.25 - 4  # ties of both formats
