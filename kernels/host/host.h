@@ -49,13 +49,13 @@ struct host_stage {
     uint64_t kv_bytes, activation_bytes;
     unsigned char *kv_memory, *memory; /* the two maps */
 
-    struct host_lane *lanes;                      /* [lanes] */
-    uint64_t given_capacity;                      /* block numbers of one pool in one step */
-    struct host_kv *kv;                           /* [layer_count] */
-    uint32_t *full_table, *window_table;          /* [slots, table_entries] */
+    struct host_lane *lanes;             /* [lanes] */
+    uint64_t given_capacity;             /* block numbers of one pool in one step */
+    struct host_kv *kv;                  /* [layer_count] */
+    uint32_t *full_table, *window_table; /* [slots, table_entries] */
     uint32_t *full_count, *window_count; /* [slots]: entries, as of the stream */
-    int32_t *slot_token;                          /* [slots]: last sampled, or −1 */
-    float *cosine, *sine;                         /* [context, head_dim / 2] */
+    int32_t *slot_token;                 /* [slots]: last sampled, or −1 */
+    float *cosine, *sine;                /* [context, head_dim / 2] */
 
     /* Activations of the step under way. */
     float *x;             /* [step_tokens, hidden]; only on a stage that samples */
