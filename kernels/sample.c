@@ -21,12 +21,13 @@
 struct scratch {
     uint32_t *ids, *ids_other;   /* [n] */
     uint32_t *keys, *keys_other; /* [n]; descending y is ascending key */
-    uint32_t *buckets;           /* [BUCKETS] */
+    uint32_t *buckets;           /* [BUCKETS] ids in each */
+    float *masses;               /* [BUCKETS] about the sum of their exponentials */
 };
 
 size_t kernels_sample_scratch_bytes(uint32_t n)
 {
-    return ((size_t)n * 4 + BUCKETS) * sizeof(uint32_t);
+    return ((size_t)n * 4 + BUCKETS) * sizeof(uint32_t) + BUCKETS * sizeof(float);
 }
 
 static struct scratch scratch_of(void *memory, uint32_t n)
@@ -38,6 +39,7 @@ static struct scratch scratch_of(void *memory, uint32_t n)
         .keys = words + (size_t)n * 2,
         .keys_other = words + (size_t)n * 3,
         .buckets = words + (size_t)n * 4,
+        .masses = (float *)(void *)(words + (size_t)n * 4 + BUCKETS),
     };
 }
 
@@ -197,25 +199,39 @@ static void sort_pairs(struct scratch *s, uint32_t count)
     }
 }
 
-/* Puts at least the `wanted` first ids in order (all of some leading buckets) at s->ids, their keys
- * at s->keys, sorted; returns how many those are. buckets[] must hold the histogram. */
+/* Puts the ids of the first `end` buckets at s->ids, their keys at s->keys, sorted; returns how many
+ * those are. */
 static uint32_t gather(struct scratch *s, const float *x, uint32_t n, float temperature,
-                       uint32_t wanted)
+                       uint32_t end)
 {
-    uint32_t bucket = 0, count = 0;
-    for (; bucket < BUCKETS && count < wanted; bucket++)
-        count += s->buckets[bucket];
     uint32_t at = 0;
-    uint64_t below = (uint64_t)bucket << 20;
+    uint64_t below = (uint64_t)end << 20;
     for (uint32_t id = 0; id < n; id++) {
         uint32_t key = key_of(x[id] / temperature);
-        if (key < below) {
-            s->ids[at] = id;
-            s->keys[at++] = key;
-        }
+        s->ids[at] = id; /* written always, kept if it belongs here */
+        s->keys[at] = key;
+        at += key < below;
     }
     sort_pairs(s, at);
     return at;
+}
+
+/* The number of leading buckets that hold `wanted` ids. */
+static uint32_t buckets_of_count(const struct scratch *s, uint32_t wanted)
+{
+    uint32_t end = 0;
+    for (uint32_t count = 0; end < BUCKETS && count < wanted; end++)
+        count += s->buckets[end];
+    return end;
+}
+
+/* The same for about a mass. */
+static uint32_t buckets_of_mass(const struct scratch *s, double wanted)
+{
+    uint32_t end = 0;
+    for (double mass = 0; end < BUCKETS && mass < wanted; end++)
+        mass += (double)s->masses[end];
+    return end;
 }
 
 /* ── noise ─────────────────────────────────────────────────────────────────────────────────── */
@@ -281,35 +297,39 @@ static inline void consider(struct draw *draw, uint32_t id, float y)
 static uint32_t keep_best(struct scratch *s, const float *x, uint32_t n,
                           const struct kernels_row *row, float most)
 {
-    float temperature = row->temperature;
+    float temperature = row->temperature, y_most = most / temperature;
+    bool cut_k = row->top_k && row->top_k < n, cut_p = row->top_p < 1;
+    uint32_t kept = cut_k ? row->top_k : n, ordered;
     memset(s->buckets, 0, BUCKETS * sizeof *s->buckets);
-    for (uint32_t id = 0; id < n; id++)
-        s->buckets[key_of(x[id] / temperature) >> 20]++;
-
-    bool cut_k = row->top_k && row->top_k < n;
-    uint32_t kept = cut_k ? row->top_k : n;
-    if (!(row->top_p < 1)) {
-        gather(s, x, n, temperature, kept);
-        return kept;
+    memset(s->masses, 0, BUCKETS * sizeof *s->masses);
+    for (uint32_t id = 0; id < n; id++) {
+        float y = x[id] / temperature;
+        uint32_t bucket = key_of(y) >> 20;
+        s->buckets[bucket]++;
+        if (cut_p && !cut_k && y > y_most - 30) /* below is no mass to speak of */
+            s->masses[bucket] += exp_negative(y - y_most);
+    }
+    if (cut_k) {
+        ordered = gather(s, x, n, temperature, buckets_of_count(s, kept));
+        if (!cut_p)
+            return kept;
     }
     /* The mass of all that top_k keeps, then the shortest prefix that reaches top_p of it. */
-    float y_most = most / temperature;
-    uint32_t ordered = cut_k ? gather(s, x, n, temperature, kept) : 0;
     double mass = 0, sum = 0;
-    if (cut_k)
+    if (cut_k) {
         for (uint32_t i = 0; i < kept; i++)
             mass += (double)exp_negative(value_of(s->keys[i]) - y_most);
-    else
+    } else {
         mass = sum_exp(x, n, 1 / temperature, most);
-    uint32_t i = 0;
-    for (uint32_t wanted = 256; i<kept; wanted = wanted> n / 8 ? n : wanted * 8) {
-        if (i >= ordered && ordered < kept)
-            ordered = gather(s, x, n, temperature, wanted);
-        for (; i < kept && i < ordered; i++) {
-            sum += (double)exp_negative(value_of(s->keys[i]) - y_most);
-            if (sum >= (double)row->top_p * mass)
-                return i + 1;
-        }
+        double about = (double)row->top_p * mass * 1.001;
+        ordered = gather(s, x, n, temperature, buckets_of_mass(s, about));
+    }
+    for (uint32_t i = 0; i < kept; i++) {
+        if (i == ordered) /* what was about right was too little */
+            ordered = gather(s, x, n, temperature, BUCKETS);
+        sum += (double)exp_negative(value_of(s->keys[i]) - y_most);
+        if (sum >= (double)row->top_p * mass)
+            return i + 1;
     }
     return kept;
 }

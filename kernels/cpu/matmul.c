@@ -45,16 +45,25 @@ INLINE void dot4(enum gguf_type type, const unsigned char *const w[4], const uns
 #pragma GCC unroll 16
         for (uint32_t line = 0; line < 4 * step_bytes(type); line += 64)
             __builtin_prefetch(ahead + 4 * at + line);
-#pragma GCC unroll 8
-        for (uint32_t part = 0; part < step_columns(type) / 32; part++, i += 32) {
+        if (step_columns(type) == 32) {
             v16 x0 = v_load(x + i), x1 = v_load(x + i + 16);
 #pragma GCC unroll 4
             for (int o = 0; o < 4; o++) {
-                load32(type, w[o] + at, part, &a, &b);
+                load32(type, w[o] + at, 0, &a, &b);
                 s[o] = v_fma(a, x0, s[o]);
                 s[o] = v_fma(b, x1, s[o]);
             }
+        } else { /* a row after the other: what the parts of a block share is read once */
+#pragma GCC unroll 4
+            for (int o = 0; o < 4; o++)
+#pragma GCC unroll 8
+                for (uint32_t part = 0; part < step_columns(type) / 32; part++) {
+                    load32(type, w[o] + at, part, &a, &b);
+                    s[o] = v_fma(a, v_load(x + i + 32 * part), s[o]);
+                    s[o] = v_fma(b, v_load(x + i + 32 * part + 16), s[o]);
+                }
         }
+        i += step_columns(type);
     }
     if (i < columns) {
         v16 x0 = v_load(x + i), x1 = columns - i > 16 ? v_load(x + i + 16) : v_zero();

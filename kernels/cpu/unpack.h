@@ -71,19 +71,34 @@ INLINE v16 b_floats(b16 bytes)
 /* 16 where a bit of the two bytes is set, 0 elsewhere. */
 INLINE b16 b_fifth(const unsigned char *bits)
 {
+#if defined(CPU_ISA_AVX512)
+    uint16_t two;
+    memcpy(&two, bits, sizeof two);
+    return (b16)_mm_maskz_set1_epi8(two, 16);
+#else
     const b16 mask = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
-    uint64_t spread[2] = {bits[0] * 0x0101010101010101u, bits[1] * 0x0101010101010101u};
-    b16 bytes;
-    memcpy(&bytes, spread, sizeof bytes);
+    const b16 spread = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1};
+#if defined(CPU_ISA_AVX2)
+    int16_t two;
+    memcpy(&two, bits, sizeof two);
+    b16 bytes = (b16)_mm_shuffle_epi8(_mm_set1_epi16(two), (__m128i)spread);
+#else
+    b16 bytes = __builtin_shuffle((b16){bits[0], bits[1]}, spread);
+#endif
     return (b16)((bytes & mask) == mask) & 16;
+#endif
 }
 
 /* A half of which only two bytes are there. */
 INLINE float half_of(const unsigned char *p)
 {
-    uint16_t half[4] = {0};
-    memcpy(half, p, sizeof *half);
-    return v_half(half);
+    uint16_t half;
+    memcpy(&half, p, sizeof half);
+#if defined(CPU_ISA_AVX512) || defined(CPU_ISA_AVX2)
+    return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(half)));
+#else
+    return gguf_half_to_float(half);
+#endif
 }
 
 /* Scale and minimum j of the 8 that 12 bytes hold, 6 bits each. */

@@ -1,0 +1,206 @@
+/*
+ * launch: which kernel with which tiles for how many columns, and its launch. Private to kernels/cuda/.
+ */
+#ifndef GPTOSS_KERNELS_CUDA_LAUNCH_CUH
+#define GPTOSS_KERNELS_CUDA_LAUNCH_CUH
+
+#include "kernels/cuda/stream.cuh"
+#include "kernels/cuda/wide.cuh"
+
+/* 1: kernels may start before the one in front has ended. */
+/* Multiprocessors of the device that choices are made for (an H100), so that they depend on shapes. */
+#define LAUNCH_PROCESSORS 132
+/* Columns of an item of experts in LAUNCH_STREAM_8: more are rare there, and x takes room. */
+#define LAUNCH_FEW 4
+#ifndef LAUNCH_EARLY
+#define LAUNCH_EARLY 1
+#endif
+
+enum launch_shape {
+    LAUNCH_STREAM_8,
+    LAUNCH_STREAM_16,
+    LAUNCH_TILE_64,
+    LAUNCH_TILE_128,
+    LAUNCH_TILE_64_MMA, /* as the two before, with mma even where the device has wgmma */
+    LAUNCH_TILE_128_MMA,
+};
+
+/* cuda_linear and cuda_moe_run with a shape of the caller's choice (tests, timings); −1: by n. */
+int cuda_linear_shaped(const struct cuda_matrix *w, const float *bias, const __half *x, float *y,
+                       uint32_t n, bool add, int shape, cudaStream_t stream);
+int cuda_moe_run_shaped(const struct cuda_moe *moe, const __half *x, const int32_t *choice,
+                        const float *weight, float *residual, uint32_t n, void *scratch, int shape,
+                        cudaStream_t stream);
+
+/* Columns of an item. */
+static inline uint32_t launch_width(enum launch_shape shape)
+{
+    switch (shape) {
+    case LAUNCH_STREAM_8: return 8;
+    case LAUNCH_STREAM_16: return 16;
+    case LAUNCH_TILE_64:
+    case LAUNCH_TILE_64_MMA: return 64;
+    default: return 128;
+    }
+}
+
+/* CTAs of the kernel that fit on the device at once; allows it all the shared memory there is. 0: it
+ * does not fit. `kept` belongs to the kernel and keeps the last answer. */
+struct launch_fit {
+    int device;
+    uint32_t bytes, ctas;
+};
+
+static inline uint32_t launch_ctas(struct launch_fit *kept, const void *kernel, uint32_t bytes)
+{
+    int device = 0, processors = 0, each = 0, most = 0;
+    if (cudaGetDevice(&device) != cudaSuccess)
+        return 0;
+    if (kept->ctas && kept->device == device && kept->bytes == bytes)
+        return kept->ctas;
+    if (cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) !=
+            cudaSuccess ||
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most) !=
+            cudaSuccess ||
+        cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device) !=
+            cudaSuccess ||
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, 256, bytes) != cudaSuccess)
+        return 0;
+    kept->device = device;
+    kept->bytes = bytes;
+    kept->ctas = (uint32_t)(processors * each);
+    return kept->ctas;
+}
+
+/* The kernel may start before the one in front of it has ended; it waits itself (ptx_wait_previous). */
+template <typename... Arguments>
+static int launch_early(void (*kernel)(Arguments...), dim3 grid, uint32_t threads, uint32_t bytes,
+                        cudaStream_t stream, Arguments... arguments)
+{
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = bytes;
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    return cudaLaunchKernelEx(&config, kernel, arguments...) == cudaSuccess ? 0 : -1;
+}
+
+/* A CTA of 256 threads for each item, at most as many as fit. */
+template <typename... Arguments>
+static int launch(struct launch_fit *kept, void (*kernel)(Arguments...), uint32_t items,
+                  uint32_t bytes, cudaStream_t stream, Arguments... arguments)
+{
+    const uint32_t fit = launch_ctas(kept, (const void *)kernel, bytes);
+    if (fit == 0)
+        return -1;
+    return launch_early(kernel, dim3(items < fit ? items : fit), 256, bytes, stream, arguments...);
+}
+
+template <enum layout_format format, enum product_kind kind, int tiles, int columns, int depth,
+          int stages, bool resident>
+static int launch_stream(const struct product *p, uint32_t groups, cudaStream_t to)
+{
+    static struct launch_fit kept;
+    const uint32_t most = columns == 1 && kind != PRODUCT_LINEAR ? LAUNCH_FEW : columns * 8;
+    const uint32_t width = p->n < most ? p->n : most;
+    const uint32_t sums =
+        (2 * STREAM_WARPS * tiles * columns * 512 + STREAM_WARPS * (stages + 1) * 8 + 127) / 128 *
+        128;
+    const uint32_t weights = stages * tiles * depth * layout_record_bytes(format);
+    const uint32_t x =
+        width * (resident ? stream_x_bytes(p->part_chunks) : stages * stream_x_bytes(depth));
+    return launch(&kept, stream<format, kind, tiles, columns, depth, stages, resident>,
+                  (p->tiles + tiles - 1) / tiles * groups, sums + STREAM_WARPS * (weights + x), to,
+                  *p, width);
+}
+
+template <enum layout_format format, enum product_kind kind, int width, int stages>
+static int launch_tile(const struct product *p, uint32_t groups, cudaStream_t to)
+{
+    static struct launch_fit kept;
+    return launch(&kept, tile<format, kind, width, stages>,
+                  (p->tiles + TILE_TILES - 1) / TILE_TILES * groups,
+                  stages * tile_stage_bytes(format, width), to, *p);
+}
+
+template <enum layout_format format, enum product_kind kind, int width, int stages, int ctas>
+static int launch_wide(const struct product *p, uint32_t groups, cudaStream_t to)
+{
+    static struct launch_fit kept;
+    return launch(&kept, wide<format, kind, width, stages, ctas>,
+                  (p->tiles + TILE_TILES - 1) / TILE_TILES * groups,
+                  stages * wide_stage_bytes(format, width) + 1024, to, *p);
+}
+
+/* wide.cuh is compiled for Hopper alone. */
+static inline bool launch_has_wgmma(void)
+{
+    static int kept = -1, kept_major;
+    int device = 0;
+    if (cudaGetDevice(&device) != cudaSuccess)
+        return false;
+    if (kept != device) {
+        if (cudaDeviceGetAttribute(&kept_major, cudaDevAttrComputeCapabilityMajor, device) !=
+            cudaSuccess)
+            return false;
+        kept = device;
+    }
+    return kept_major == 9;
+}
+
+/* groups: of columns, at most. */
+template <enum layout_format format, enum product_kind kind>
+static int launch_product(const struct product *p, enum launch_shape shape, uint32_t groups,
+                          cudaStream_t to)
+{
+    constexpr bool linear = kind == PRODUCT_LINEAR;
+    constexpr int few_tiles = format == LAYOUT_F16 ? 1 : 2;
+    constexpr int depth = format == LAYOUT_F16 ? 2 : 3, stages = format == LAYOUT_F16 ? 3 : 2;
+    constexpr int tall = format == LAYOUT_F16 ? 4 : 5;
+    switch (shape) {
+    case LAUNCH_STREAM_8:
+        if constexpr (linear)
+            if (groups == 1 && p->part_chunks <= 12)
+                return launch_stream<format, kind, few_tiles, 1, depth, stages, true>(p, groups,
+                                                                                      to);
+        return launch_stream<format, kind, few_tiles, 1, depth, stages, false>(p, groups, to);
+    case LAUNCH_STREAM_16:
+        return launch_stream < format, kind, 2, 2, format == LAYOUT_F16 ? 1 : 2,
+               format == LAYOUT_I8 ? 2 : 3, false > (p, groups, to);
+    case LAUNCH_TILE_64:
+        if (launch_has_wgmma()) {
+            if constexpr (linear)
+                if ((p->tiles + TILE_TILES - 1) / TILE_TILES * groups <= LAUNCH_PROCESSORS)
+                    return launch_wide<format, kind, 64, tall, 1>(p, groups, to);
+            return launch_wide<format, kind, 64, tall, 2>(p, groups, to);
+        }
+        return launch_tile<format, kind, 64, tall>(p, groups, to);
+    case LAUNCH_TILE_128:
+        if (launch_has_wgmma())
+            return launch_wide<format, kind, 128, tall, 1>(p, groups, to);
+        return launch_tile<format, kind, 128, tall>(p, groups, to);
+    case LAUNCH_TILE_64_MMA: return launch_tile<format, kind, 64, tall>(p, groups, to);
+    case LAUNCH_TILE_128_MMA: return launch_tile<format, kind, 128, tall>(p, groups, to);
+    }
+    return -1;
+}
+
+static inline void launch_matrix(struct product *p, const struct cuda_matrix *w)
+{
+    const struct layout l = layout_of(w->type, w->rows, w->columns);
+    p->weights = w->data;
+    p->matrix_bytes = l.matrix_bytes;
+    p->row_scales_at = l.row_scales_at;
+    p->rows = w->rows;
+    p->tiles = l.tiles;
+    p->columns = w->columns;
+    p->chunks = l.chunks;
+    p->part_chunks = l.part_chunks;
+}
+
+#endif

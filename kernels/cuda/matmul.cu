@@ -1,0 +1,75 @@
+/*
+ * matmul: y[n, rows] (+)= W x[n, columns] + bias[rows]. The contract of matmul.h; kernels in
+ * stream.cuh (few columns), wide.cuh and tile.cuh (many; Hopper, others), the same bits from all.
+ *
+ * Bytes: the matrix once (rows · columns · 4.25, 8.5 or 16 bits), x and y. FLOPs: 2 · n · rows · columns.
+ */
+#include "kernels/cuda/matmul.h"
+
+#include "kernels/cuda/launch.cuh"
+
+static uint64_t waves(uint64_t items, uint64_t at_once)
+{
+    return (items + at_once - 1) / at_once;
+}
+
+/* By times measured on an H100, in ns: `stream` of 16 columns takes 8500 and 0.3 for each tile and
+ * chunk, a wave of `wide` for each chunk 490 (64 columns, one CTA on a multiprocessor), 810 (two) or
+ * 690 (128 columns). */
+static enum launch_shape shape_for(const struct product *p, uint32_t n)
+{
+    if (n <= 8)
+        return LAUNCH_STREAM_8;
+    if (n <= 16)
+        return LAUNCH_STREAM_16;
+    const uint64_t items = (p->tiles + TILE_TILES - 1) / TILE_TILES;
+    const uint64_t items64 = items * ((n + 63) / 64), items128 = items * ((n + 127) / 128);
+    const uint64_t stream16 = 8500 + (uint64_t)((n + 15) / 16) * p->tiles * p->chunks * 3 / 10;
+    const uint64_t wide64 = items64 <= LAUNCH_PROCESSORS
+                                ? p->chunks * 490ull
+                                : waves(items64, 2 * LAUNCH_PROCESSORS) * p->chunks * 810;
+    const uint64_t wide128 = waves(items128, LAUNCH_PROCESSORS) * p->chunks * 690;
+    if (stream16 <= wide64 && stream16 <= wide128)
+        return LAUNCH_STREAM_16;
+    return wide64 <= wide128 ? LAUNCH_TILE_64 : LAUNCH_TILE_128;
+}
+
+static int launch_shaped(enum gguf_type type, const struct product *p, enum launch_shape shape,
+                         cudaStream_t stream)
+{
+    const uint32_t groups = (p->n + launch_width(shape) - 1) / launch_width(shape);
+    switch (layout_format_of(type)) {
+    case LAYOUT_FP4: return launch_product<LAYOUT_FP4, PRODUCT_LINEAR>(p, shape, groups, stream);
+    case LAYOUT_I8: return launch_product<LAYOUT_I8, PRODUCT_LINEAR>(p, shape, groups, stream);
+    case LAYOUT_F16: return launch_product<LAYOUT_F16, PRODUCT_LINEAR>(p, shape, groups, stream);
+    }
+    return -1;
+}
+
+int cuda_linear_shaped(const struct cuda_matrix *w, const float *bias, const __half *x, float *y,
+                       uint32_t n, bool add, int shape, cudaStream_t stream)
+{
+    if (n == 0)
+        return 0;
+    struct product p = {};
+    launch_matrix(&p, w);
+    p.x = x;
+    p.bias = bias;
+    p.y = y;
+    p.n = n;
+    p.add = add;
+    const enum launch_shape chosen = shape < 0 ? shape_for(&p, n) : (enum launch_shape)shape;
+    if (launch_shaped(w->type, &p, chosen, stream) == 0)
+        return 0;
+    /* `stream` wants more shared memory than some devices before Hopper have. */
+    if (shape < 0 && chosen < LAUNCH_TILE_64)
+        return launch_shaped(w->type, &p, LAUNCH_TILE_64, stream);
+    return -1;
+}
+
+int cuda_linear(const struct cuda_matrix *w, const float *bias, const __half *x, float *y,
+                uint32_t n, bool add, void *scratch, cudaStream_t stream)
+{
+    (void)scratch;
+    return cuda_linear_shaped(w, bias, x, y, n, add, -1, stream);
+}
