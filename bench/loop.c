@@ -7,6 +7,8 @@
 #include <string.h>
 #include <zmq.h>
 
+#include "coordinator/coordinator.h"
+
 #define EPOCH       1
 #define SECOND      ((uint64_t)1000000)
 #define BEAT_US     SECOND
@@ -56,7 +58,10 @@ static uint32_t fill_edges(const struct loop *loop, Gptoss__Edge *edges, Gptoss_
         gptoss__edge__init(&edges[e]);
         edges[e].from = e;
         edges[e].to = (e + 1) % n;
-        edges[e].transport = (char *)(uintptr_t) "mpi";
+        const char *transport = coordinator_transport(loop->ranks[edges[e].from].transports,
+                                                      loop->ranks[edges[e].to].transports, true);
+        /* A rank refuses a transport that it does not know, by name. */
+        edges[e].transport = (char *)(uintptr_t)(transport ? transport : "none");
         pointers[e] = &edges[e];
     }
     return n;
@@ -160,6 +165,7 @@ static void take_join(struct loop_rank *rank, const Gptoss__Join *join)
     snprintf(rank->device, sizeof rank->device, "%s", join->device);
     snprintf(rank->uuid, sizeof rank->uuid, "%s", join->device_uuid);
     snprintf(rank->backend, sizeof rank->backend, "%s", join->backend);
+    snprintf(rank->transports, sizeof rank->transports, "%s", join->transports);
     rank->memory_free = join->memory_free_bytes;
     rank->threads = join->threads;
     rank->bandwidth = join->bandwidth;

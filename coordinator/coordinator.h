@@ -37,6 +37,7 @@ struct coordinator_options {
     uint32_t sequences;             /* at a time; 0: the plan's default */
     uint32_t step_tokens;           /* of a step; 0: 512, or 128 where all ranks are CPUs */
     enum plan_kv_type kv_type;
+    bool kv_type_given; /* else f16 on GPUs, f32 on CPUs */
     const uint32_t
         *layers; /* [n_layers_given] layers of each rank, by hand; NULL: computed; lent */
     uint32_t n_layers_given;
@@ -91,6 +92,10 @@ void coordinator_drain(struct coordinator *c, uint64_t now_us);
 void coordinator_stop(struct coordinator *c, const char *reason, uint64_t now_us);
 /* The ranks' process ended: what it held is lost. */
 void coordinator_world_ended(struct coordinator *c, const char *reason, uint64_t now_us);
+
+/* The transport of an edge: the best that both ends have. from and to are Join.transports of the two
+ * ranks; ipc needs one host. NULL: nothing joins them. Static memory. */
+const char *coordinator_transport(const char *from, const char *to, bool same_host);
 
 bool coordinator_has_ranks(const struct coordinator *c); /* all of a world have said Hello */
 

@@ -129,7 +129,9 @@ static int run(const struct options *o, const char *path, const uint32_t *layers
         .step_deadline_us = (uint64_t)(o->step_deadline * 1e6),
         .silence_us = (uint64_t)(o->silence * 1e6),
     };
-    parse_kv_type(o->kv_type, &options.kv_type);
+    options.kv_type_given = o->kv_type != NULL;
+    if (o->kv_type)
+        parse_kv_type(o->kv_type, &options.kv_type);
     if (gguf_open(&file, path, err, sizeof err) || gguf_model_create(&model, file, err, sizeof err))
         goto done;
     options.model = model;
@@ -170,7 +172,6 @@ int main(int argc, char **argv)
     struct options o = {
         .bind = "tcp://127.0.0.1:5555",
         .workers_bind = "tcp://127.0.0.1:5556",
-        .kv_type = "f32",
         .device = "auto",
         .max_queue = 512,
         .drain = 30,
@@ -185,8 +186,8 @@ int main(int argc, char **argv)
          "the model's, at most 8192", "GPTOSS_CONTEXT", &o.context, 1, UINT32_MAX, NULL},
         {CLI_INT, "sequences", 's', "S", "sequences that are computed at a time", "16",
          "GPTOSS_SEQUENCES", &o.sequences, 1, 4096, NULL},
-        {CLI_STRING, "kv-type", 0, "TYPE", "type of the KV cache: f32, f16 or bf16", "f32",
-         "GPTOSS_KV_TYPE", &o.kv_type, 0, 0, NULL},
+        {CLI_STRING, "kv-type", 0, "TYPE", "type of the KV cache: f32, f16 or bf16",
+         "f32 on CPUs, f16 on GPUs", "GPTOSS_KV_TYPE", &o.kv_type, 0, 0, NULL},
         {.type = CLI_GROUP, .text = "Ranks"},
         {CLI_INT, "launch", 0, "N", "start mpirun -np N gptoss-worker, and again if it dies",
          "wait for ranks", "GPTOSS_LAUNCH", &o.launch, 1, 4096, NULL},
@@ -254,7 +255,7 @@ int main(int argc, char **argv)
     if (o.layers && parse_layers(o.layers, layers, &n_layers))
         return usage("--layers is a list such as 7,7,6,4, not ", o.layers);
     enum plan_kv_type type;
-    if (parse_kv_type(o.kv_type, &type))
+    if (o.kv_type && parse_kv_type(o.kv_type, &type))
         return usage("--kv-type is f32, f16 or bf16, not ", o.kv_type);
     if (strcmp(o.device, "auto") && strcmp(o.device, "cpu") && strcmp(o.device, "cuda") &&
         strcmp(o.device, "reference"))

@@ -211,16 +211,20 @@ static bool names(const char *list, const char *name, size_t size)
     return false;
 }
 
-/* The first of the sender's transports that the receiver has too; ipc needs one host. NULL: none. */
-static const char *transport_of(const struct rank *from, const struct rank *to)
+const char *coordinator_transport(const char *from, const char *to, bool same_host)
 {
     static const char *const known[] = {"ipc", "nccl", "mpi"};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
-        if (names(from->transports, known[i], strlen(known[i])) &&
-            names(to->transports, known[i], strlen(known[i])) &&
-            (strcmp(known[i], "ipc") != 0 || strcmp(from->host, to->host) == 0))
+        if (names(from, known[i], strlen(known[i])) && names(to, known[i], strlen(known[i])) &&
+            (same_host || strcmp(known[i], "ipc") != 0))
             return known[i];
     return NULL;
+}
+
+static const char *transport_of(const struct rank *from, const struct rank *to)
+{
+    return coordinator_transport(from->transports, to->transports,
+                                 strcmp(from->host, to->host) == 0);
 }
 
 static void send_plan(struct coordinator *c, uint32_t s)
@@ -305,7 +309,9 @@ static void make_plan(struct coordinator *c, uint64_t now)
         .layers = c->options.n_layers_given ? c->options.layers : NULL,
         .context = c->options.context,
         .sequences = c->options.sequences,
-        .kv_type = c->options.kv_type,
+        .kv_type = c->options.kv_type_given ? c->options.kv_type
+                   : all_cpu                ? PLAN_KV_F32
+                                            : PLAN_KV_F16,
         .step_tokens = c->options.step_tokens ? c->options.step_tokens
                        : all_cpu              ? 128
                                               : 512,

@@ -80,6 +80,30 @@ static void notes_what_is_unusual_and_no_error(void **state)
     (void)state;
     assert_int_equal(CHECK(TINY), EXIT_DONE);
     says("note   tokenizer.chat_template is missing");
+    assert_null(strstr(said, "is not used"));
+    /* The same with one tensor more. */
+    struct gguf_file *file;
+    struct gguf_writer *w;
+    assert_int_equal(gguf_open(&file, TINY, err, sizeof err), 0);
+    assert_int_equal(gguf_writer_create(&w, path, err, sizeof err), 0);
+    for (uint64_t i = 0; i < gguf_n_keys(file); i++)
+        gguf_writer_key(w, gguf_key_at(file, i));
+    for (uint64_t i = 0; i < gguf_n_tensors(file); i++) {
+        const struct gguf_tensor *t = gguf_tensor_at(file, i);
+        gguf_writer_tensor(w, t->name, t->type, t->n_dims, t->ne);
+    }
+    gguf_writer_tensor(w, "blk.0.other\x1b.weight", GGUF_F32, 1, (uint64_t[]){1});
+    assert_int_equal(gguf_writer_begin(w, err, sizeof err), 0);
+    for (uint64_t i = 0; i < gguf_n_tensors(file); i++) {
+        const struct gguf_tensor *t = gguf_tensor_at(file, i);
+        assert_int_equal(gguf_writer_data(w, t->data, t->bytes, err, sizeof err), 0);
+    }
+    assert_int_equal(gguf_writer_data(w, "\0\0\0", 4, err, sizeof err), 0);
+    assert_int_equal(gguf_writer_finish(w, err, sizeof err), 0);
+    gguf_writer_destroy(w);
+    gguf_close(file);
+    assert_int_equal(CHECK(path), EXIT_DONE);
+    says("note   tensor blk.0.other?.weight is not used (4 B)");
 }
 
 /* ── plan ──────────────────────────────────────────────────────────────────────────────────── */

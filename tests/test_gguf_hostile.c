@@ -370,6 +370,118 @@ static void opens_a_hundred_thousand_names_quickly(void **state)
     assert_true(clock() - before < 5 * CLOCKS_PER_SEC);
 }
 
+/* The header of a published 20b file in size: 201,088 tokens, 446,189 merges, 459 tensors, and 12 GB of
+ * data, which are a hole in the file. */
+static void opens_a_file_of_12_gb_in_half_a_second(void **state)
+{
+    (void)state;
+    struct blob b = start(3, 459, 35);
+    const struct {
+        const char *name;
+        uint64_t n;
+    } arrays[] = {{"tokenizer.ggml.tokens", 201088}, {"tokenizer.ggml.merges", 446189}};
+    char text[32];
+    for (int i = 0; i < 2; i++) {
+        string(&b, arrays[i].name);
+        u32(&b, GGUF_VALUE_ARRAY);
+        u32(&b, GGUF_VALUE_STRING);
+        u64(&b, arrays[i].n);
+        for (uint64_t k = 0; k < arrays[i].n; k++) {
+            snprintf(text, sizeof text, "%llx word", (unsigned long long)(k * 40503));
+            string(&b, text);
+        }
+    }
+    for (uint32_t i = 0; i < 33; i++) {
+        snprintf(text, sizeof text, "gpt-oss.key.%u", i);
+        key_u32(&b, text, i);
+    }
+    uint64_t offset = 0;
+    for (uint32_t i = 0; i < 459; i++) {
+        snprintf(text, sizeof text, "blk.%u.tensor", i);
+        tensor(&b, text, GGUF_Q8_0, 2880, 8600, offset);
+        offset += 8600ull * 3060;
+    }
+    pad(&b);
+    save(&b);
+    assert_true(offset > 12000000000ull && b.size > 12000000);
+    assert_int_equal(truncate(path, (off_t)(b.size + offset)), 0);
+    free(b.bytes);
+    clock_t before = clock();
+    assert_int_equal(try_open(false), 0);
+    double seconds = (double)(clock() - before) / CLOCKS_PER_SEC;
+    print_message("%.3f s\n", seconds);
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+    assert_true(seconds < 0.5);
+#endif
+    assert_int_equal(truncate(path, 0), 0);
+}
+
+/* ── flaws that have bitten readers of this format ─────────────────────────────────────────── */
+
+/* The infos end at the last byte of the file: the padding to the data must not wrap or pass it. */
+static void padding_does_not_wrap_after_the_check(void **state)
+{
+    (void)state;
+    for (uint32_t alignment = 1; alignment <= 1u << 20; alignment *= 4) {
+        struct blob b = start(3, 1, 1);
+        key_u32(&b, "general.alignment", alignment);
+        tensor(&b, "t", GGUF_F32, 1, 1, 0);
+        size_t at = b.size;
+        zeros(&b, (alignment - b.size % alignment) % alignment);
+        u32(&b, 0);
+        struct blob cut = {0};
+        add(&cut, b.bytes, at);
+        refuses(cut, "the file is cut short");
+        accepts(b);
+    }
+    /* An offset that the padded start takes beyond 2^64. */
+    struct blob b = start(3, 1, 1);
+    key_u32(&b, "general.alignment", 1u << 20);
+    tensor(&b, "t", GGUF_F32, 8, 8, UINT64_MAX - (1u << 20) + 1);
+    zeros(&b, 1u << 21);
+    refuses(b, "beyond what any file could hold");
+}
+
+/* Every tensor would fit by itself, their sum wraps to a small number. */
+static void sums_of_tensor_sizes_do_not_wrap(void **state)
+{
+    (void)state;
+    struct blob b = start(3, 3, 0);
+    tensor(&b, "a", GGUF_F32, (uint64_t)1 << 60, 1, 0);
+    tensor(&b, "b", GGUF_F32, (uint64_t)1 << 60, 1, (uint64_t)1 << 62);
+    tensor(&b, "c", GGUF_F32, (uint64_t)1 << 60, 1, (uint64_t)1 << 63);
+    pad(&b);
+    zeros(&b, 256);
+    refuses(b, "the file is cut short");
+    b = start(3, 2, 0);
+    tensor(&b, "a", GGUF_F32, 8, 8, 0);
+    tensor(&b, "b", GGUF_F32, ((uint64_t)1 << 61) - 8, 1, 256); /* 2^63 − 32 bytes and 256 */
+    pad(&b);
+    zeros(&b, 512);
+    refuses(b, "the file is cut short");
+}
+
+/* 64 elements lie in 256 bytes of data, 64 floats and one do not: bytes are counted, not elements. */
+static void bytes_are_checked_and_not_elements(void **state)
+{
+    (void)state;
+    accepts(one_tensor("t", GGUF_F32, 64, 1, 0));
+    refuses(one_tensor("t", GGUF_F32, 256, 1, 0), "ends at byte 1120 of a file of 352 bytes");
+    refuses(one_tensor("t", GGUF_F16, 130, 1, 0), "the file is cut short");
+    accepts(one_tensor("t", GGUF_MXFP4, 480, 1, 0)); /* 15 blocks of 17 */
+    refuses(one_tensor("t", GGUF_MXFP4, 512, 1, 0), "the file is cut short");
+    refuses(one_tensor("t", GGUF_Q8_0, 256, 1, 0), "the file is cut short");
+}
+
+static void offsets_may_go_backwards_and_never_overlap(void **state)
+{
+    (void)state;
+    accepts(two_tensors("a", 128, "b", 0));
+    refuses(two_tensors("a", 128, "b", 96), "tensors b and a overlap");
+    refuses(two_tensors("a", 128, "b", 112), "no multiple of the alignment 32");
+    refuses(two_tensors("a", 224, "b", 0), "tensor a ends at byte");
+}
+
 /* ── noise ─────────────────────────────────────────────────────────────────────────────────── */
 
 static volatile uint64_t seen; /* what is read of the files that open */
@@ -443,6 +555,11 @@ int main(void)
         cmocka_unit_test(refuses_names_with_zeros),
         cmocka_unit_test(refuses_tensors_that_overlap_or_share_a_name),
         cmocka_unit_test(opens_a_hundred_thousand_names_quickly),
+        cmocka_unit_test(opens_a_file_of_12_gb_in_half_a_second),
+        cmocka_unit_test(padding_does_not_wrap_after_the_check),
+        cmocka_unit_test(sums_of_tensor_sizes_do_not_wrap),
+        cmocka_unit_test(bytes_are_checked_and_not_elements),
+        cmocka_unit_test(offsets_may_go_backwards_and_never_overlap),
         cmocka_unit_test(survives_flipped_bytes),
     };
     return cmocka_run_group_tests(tests, make_path, remove_path);

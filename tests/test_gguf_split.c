@@ -111,6 +111,52 @@ static void opens_all_parts_by_the_first(void **state)
     gguf_close(file);
 }
 
+/* The bundled model, cut after tensor 200 and after tensor 300. */
+static void a_model_in_parts_is_the_model_in_one(void **state)
+{
+    (void)state;
+    struct gguf_file *whole, *file;
+    struct gguf_model *model;
+    const uint64_t ends[PARTS] = {200, 300, 459};
+    assert_int_equal(
+        gguf_open(&whole, GPTOSS_SOURCE_DIR "/models/gptoss-tiny-mxfp4.gguf", err, sizeof err), 0);
+    for (uint32_t part = 0; part < PARTS; part++) {
+        struct gguf_writer *w;
+        uint64_t first = part ? ends[part - 1] : 0;
+        assert_int_equal(gguf_writer_create(&w, part_paths[part], err, sizeof err), 0);
+        for (uint64_t i = 0; !part && i < gguf_n_keys(whole); i++)
+            gguf_writer_key(w, gguf_key_at(whole, i));
+        gguf_writer_u32(w, "split.no", part);
+        gguf_writer_u32(w, "split.count", PARTS);
+        gguf_writer_u32(w, "split.tensors.count", 459);
+        for (uint64_t i = first; i < ends[part]; i++) {
+            const struct gguf_tensor *t = gguf_tensor_at(whole, i);
+            gguf_writer_tensor(w, t->name, t->type, t->n_dims, t->ne);
+        }
+        assert_int_equal(gguf_writer_begin(w, err, sizeof err), 0);
+        for (uint64_t i = first; i < ends[part]; i++) {
+            const struct gguf_tensor *t = gguf_tensor_at(whole, i);
+            assert_int_equal(gguf_writer_data(w, t->data, t->bytes, err, sizeof err), 0);
+        }
+        assert_int_equal(gguf_writer_finish(w, err, sizeof err), 0);
+        gguf_writer_destroy(w);
+    }
+    if (gguf_open(&file, part_paths[0], err, sizeof err) ||
+        gguf_model_create(&model, file, err, sizeof err))
+        fail_msg("%s", err);
+    assert_int_equal(gguf_n_tensors(file), 459);
+    assert_int_equal(model->bytes, 16533696 - 156864);
+    for (uint64_t i = 0; i < 459; i++) {
+        const struct gguf_tensor *t = gguf_tensor_at(whole, i);
+        const struct gguf_tensor *twin = gguf_tensor_find(file, t->name);
+        assert_int_equal(twin->bytes, t->bytes);
+        assert_memory_equal(twin->data, t->data, t->bytes);
+    }
+    gguf_model_destroy(model);
+    gguf_close(file);
+    gguf_close(whole);
+}
+
 static void refuses_to_be_given_another_part_than_the_first(void **state)
 {
     (void)state;
@@ -214,6 +260,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(opens_all_parts_by_the_first),
+        cmocka_unit_test(a_model_in_parts_is_the_model_in_one),
         cmocka_unit_test(refuses_to_be_given_another_part_than_the_first),
         cmocka_unit_test(refuses_parts_that_are_not_there_or_cut_short),
         cmocka_unit_test(refuses_parts_that_contradict_each_other),

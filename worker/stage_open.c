@@ -213,6 +213,14 @@ static int open_edges(struct worker_stage *stage, const Gptoss__Plan *plan, char
                 plan->edges[i]->transport);
             return -1;
         }
+        if (transport->device_memory != (kernels_stage_stream(stage->kernels) != NULL)) {
+            snprintf(
+                err, err_size,
+                "the plan asks for transport \"%s\" on the edge %u → %u, which does not move what "
+                "this stage's buffers are in",
+                transport->name, from, to);
+            return -1;
+        }
         struct transport_edge **edge = ring    ? (sends ? &stage->ring_out : &stage->ring_in)
                                        : sends ? &stage->data_out
                                                : &stage->data_in;

@@ -82,6 +82,7 @@ struct transport_edge {
 struct transport {
     const char *name;
     bool stream_ordered;
+    bool device_memory; /* addresses are a GPU's, not the host's */
     /* Waits for the other end until options->open_deadline_ms. Allocates the edge. */
     int (*open)(struct transport_edge **out, const struct transport_options *options, char *err,
                 size_t err_size);

@@ -304,6 +304,7 @@ static void ipc_abort(struct transport_edge *edge)
 const struct transport transport_ipc = {
     .name = "ipc",
     .stream_ordered = false,
+    .device_memory = true,
     .open = ipc_open,
     .post_send = ipc_post_send,
     .post_receive = ipc_post_receive,

@@ -246,6 +246,7 @@ static void mpi_close(struct transport_edge *edge)
 const struct transport transport_mpi = {
     .name = "mpi",
     .stream_ordered = false,
+    .device_memory = false,
     .open = mpi_open,
     .post_send = mpi_post_send,
     .post_receive = mpi_post_receive,
