@@ -49,15 +49,43 @@ static uint64_t check_data(struct check *check, const struct gguf_file *file)
     return wrong;
 }
 
+static bool within(const struct gguf_tensor *used, const struct gguf_tensor *t)
+{
+    return used && used->data >= t->data && used->data < t->data + t->bytes;
+}
+
+/* Rows of a fused tensor are used too, so places are compared. */
+static bool is_used(const struct gguf_model *m, const struct gguf_tensor *t)
+{
+    if (within(m->embedding, t) || within(m->output_norm, t) || within(m->output, t))
+        return true;
+    for (uint32_t i = 0; i < m->n_layers; i++) {
+        const struct gguf_layer *l = &m->layers[i];
+        const struct gguf_linear *const linears[] = {&l->attn_q,   &l->attn_k, &l->attn_v,
+                                                     &l->attn_out, &l->router, &l->gate,
+                                                     &l->up,       &l->down};
+        if (within(l->attn_norm, t) || within(l->ffn_norm, t) || within(l->sinks, t))
+            return true;
+        for (size_t k = 0; k < sizeof linears / sizeof *linears; k++)
+            if (within(linears[k]->weight, t) || within(linears[k]->bias, t))
+                return true;
+    }
+    return false;
+}
+
 /* What is no error, and worth knowing. */
 static void print_notes(const struct gguf_file *file, const struct gguf_model *m)
 {
-    uint64_t used = 0;
-    for (uint64_t i = 0; i < gguf_n_tensors(file); i++)
-        used += gguf_tensor_at(file, i)->bytes;
-    if (used > m->bytes)
-        printf("note   %" PRIu64 " bytes are of tensors that gptoss does not use\n",
-               used - m->bytes);
+    char size[32];
+    for (uint64_t i = 0; i < gguf_n_tensors(file); i++) {
+        const struct gguf_tensor *t = gguf_tensor_at(file, i);
+        if (is_used(m, t))
+            continue;
+        printf("note   tensor ");
+        for (const char *c = t->name; *c; c++) /* a name may hold anything */
+            putchar((unsigned char)*c < 0x20 || (unsigned char)*c >= 0x7f ? '?' : *c);
+        printf(" is not used (%s)\n", text_bytes(size, t->bytes));
+    }
     if (m->output == m->embedding)
         printf("note   output.weight is missing: the embedding takes its place\n");
     if (!gguf_key_find(file, "gpt-oss.rope.scaling.original_context_length") && m->yarn_factor > 1)

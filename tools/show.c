@@ -72,7 +72,8 @@ static void value(struct text *out, const struct gguf_key *key, bool whole)
 static void print_header(const struct gguf_file *file)
 {
     char size[32], header[32];
-    printf("%s\n", gguf_path(file));
+    for (uint32_t i = 0; i < gguf_n_parts(file); i++)
+        printf("%s\n", gguf_part_path(file, i));
     printf("GGUF version %" PRIu32 ", %s (%" PRIu64 " bytes), %" PRIu64 " keys, %" PRIu64
            " tensors\n",
            gguf_version(file), text_bytes(size, gguf_file_bytes(file)), gguf_file_bytes(file),

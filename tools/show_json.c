@@ -77,7 +77,8 @@ static void tensor(struct text *out, const struct gguf_tensor *t)
     text_print(out, ", \"type\": \"%s\", \"ne\": [", gguf_type_name(t->type));
     for (uint32_t d = 0; d < t->n_dims; d++)
         text_print(out, "%s%" PRIu64, d ? ", " : "", t->ne[d]);
-    text_print(out, "], \"bytes\": %" PRIu64 ", \"offset\": %" PRIu64 "}", t->bytes, t->offset);
+    text_print(out, "], \"bytes\": %" PRIu64 ", \"part\": %" PRIu32 ", \"offset\": %" PRIu64 "}",
+               t->bytes, t->part, t->offset);
 }
 
 static void model(struct text *out, const struct gguf_model *m)
@@ -123,9 +124,10 @@ void show_json(struct text *out, const struct show *show)
     text_print(out, "{\"path\": ");
     string(out, gguf_path(file));
     text_print(out,
-               ", \"version\": %" PRIu32 ", \"alignment\": %" PRIu64 ", \"bytes\": %" PRIu64
-               ", \"header_bytes\": %" PRIu64 ", \"header_digest\": \"%016" PRIx64 "\"",
-               gguf_version(file), gguf_alignment(file), gguf_file_bytes(file),
+               ", \"parts\": %" PRIu32 ", \"version\": %" PRIu32 ", \"alignment\": %" PRIu64
+               ", \"bytes\": %" PRIu64 ", \"header_bytes\": %" PRIu64
+               ", \"header_digest\": \"%016" PRIx64 "\"",
+               gguf_n_parts(file), gguf_version(file), gguf_alignment(file), gguf_file_bytes(file),
                gguf_header_bytes(file), gguf_header_digest(file));
     text_print(out, ",\n\"keys\": [");
     for (uint64_t i = 0; i < gguf_n_keys(file); i++) {
