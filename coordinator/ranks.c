@@ -345,7 +345,8 @@ static void make_plan(struct coordinator *c, uint64_t now)
     }
     c->world.state = WORLD_LOADING;
     c->world.since_us = now;
-    core_log(c, LOG_INFO, "all %u ranks have joined; they load their layers", c->world.size);
+    core_log(c, LOG_INFO, "the world is complete; %u rank%s load%s", c->world.size,
+             c->world.size == 1 ? "" : "s", c->world.size == 1 ? "s its layers" : " their layers");
     for (uint32_t s = 0; s < c->world.size; s++)
         send_plan(c, s);
 }

@@ -3,7 +3,8 @@
 /*
  * What is counted where:
  *   weights      the tensors of the stage's layers; the embedding on the first stage; the output
- *                matrix (its rows that the stage holds) and norm on the last
+ *                matrix (its rows that the stage holds) and norm on the last; where they are not in
+ *                place (a GPU), some formats take more there than in the file, see held_bytes()
  *   KV           both pools, for the stage's layers of each kind
  *   activations  lanes, tables and the scratch of one step, see activation_bytes()
  */
@@ -72,15 +73,58 @@ static double extra_token_bytes(const struct gguf_model *model, bool first,
     return bytes;
 }
 
-static uint64_t weights_bytes(const struct gguf_model *model, bool first,
+/* Bytes of `rows` rows in a GPU's memory (kernels/cuda/convert.cu): Q4_0 and Q5_0 as Q8_0, those with
+ * two scales in a block with `wide` bytes a weight, all others as in the file. */
+static uint64_t held_bytes(const struct gguf_tensor *tensor, uint64_t rows, uint64_t wide)
+{
+    uint64_t values = stage_multiply(rows, tensor->ne[0]);
+    switch ((uint32_t)tensor->type) {
+    case GGUF_Q4_0:
+    case GGUF_Q5_0: return stage_multiply(values / 32, 34);
+    case GGUF_Q4_1:
+    case GGUF_Q5_1:
+    case GGUF_Q2_K:
+    case GGUF_Q3_K:
+    case GGUF_Q4_K:
+    case GGUF_Q5_K:
+    case GGUF_Q6_K: return stage_multiply(values, wide);
+    default: return stage_multiply(rows, tensor->row_bytes);
+    }
+}
+
+/* How many more than in the file the matrices of a layer take. */
+static uint64_t layer_extra_bytes(const struct gguf_layer *layer)
+{
+    const struct gguf_tensor *const matrices[] = {
+        layer->attn_q.weight, layer->attn_k.weight, layer->attn_v.weight, layer->attn_out.weight,
+        layer->gate.weight,   layer->up.weight,     layer->down.weight};
+    uint64_t extra = 0;
+    for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++) {
+        const struct gguf_tensor *matrix = matrices[i];
+        uint64_t held = held_bytes(matrix, matrix->bytes / matrix->row_bytes, 2);
+        extra = stage_add(extra, held - matrix->bytes); /* never fewer */
+    }
+    return extra;
+}
+
+static uint64_t weights_bytes(const struct gguf_model *model, bool first, bool in_place,
                               const struct plan_stage *stage)
 {
-    uint64_t bytes = first ? model->embedding->bytes : 0;
-    for (uint32_t i = 0; i < stage->layer_count; i++)
-        bytes = stage_add(bytes, model->layers[stage->layer_first + i].bytes);
+    uint64_t bytes = 0;
+    if (first)
+        bytes =
+            in_place ? model->embedding->bytes : held_bytes(model->embedding, model->vocabulary, 4);
+    for (uint32_t i = 0; i < stage->layer_count; i++) {
+        const struct gguf_layer *layer = &model->layers[stage->layer_first + i];
+        bytes = stage_add(bytes, layer->bytes);
+        if (!in_place)
+            bytes = stage_add(bytes, layer_extra_bytes(layer));
+    }
     if (stage->head_count > 0) {
         bytes = stage_add(bytes, model->output_norm->bytes);
-        if (!first || model->output != model->embedding)
+        if (!in_place)
+            bytes = stage_add(bytes, held_bytes(model->output, stage->head_count, 2));
+        else if (!first || model->output != model->embedding)
             bytes = stage_add(bytes, stage_multiply(model->output->row_bytes, stage->head_count));
     }
     return bytes;
@@ -157,7 +201,8 @@ void stage_fill(const struct draft *draft, uint32_t s, struct plan_stage *stage)
         stage->token_bytes += stage_layer_token_bytes(model, layer);
     }
     stage->token_bytes += extra_token_bytes(model, s == 0, stage);
-    stage->weights_bytes = weights_bytes(model, s == 0, stage);
+    const struct plan_rank *ranks = draft->options->ranks;
+    stage->weights_bytes = weights_bytes(model, s == 0, !ranks || ranks[s].weights_in_place, stage);
     stage->activation_bytes = activation_bytes(model, plan, s == 0, stage);
     stage->memory_bytes = draft->share[s];
 }

@@ -8,8 +8,10 @@
 #include "kernels_chain.h"
 
 #include <time.h>
+#include <unistd.h>
 
-#define MODEL GPTOSS_SOURCE_DIR "/models/gptoss-tiny-mxfp4.gguf"
+#define MODEL   GPTOSS_SOURCE_DIR "/models/gptoss-tiny-mxfp4.gguf"
+#define FORMATS GPTOSS_SOURCE_DIR "/models/gptoss-tiny-Q4_K_M.gguf"
 
 static struct kernels *reference, *cuda;
 static struct gguf_file *file;
@@ -105,12 +107,10 @@ static void normalises_rows(void **state)
     }
 }
 
-static void multiplies_matrices_of_every_type(void **state)
+static void multiply(const struct case_linear *cases, size_t n_cases, uint64_t seed)
 {
-    (void)state;
-    uint64_t seed = 2;
-    for (size_t i = 0; i < CASES(cases_linear); i++) {
-        const struct case_linear *c = &cases_linear[i];
+    for (size_t i = 0; i < n_cases; i++) {
+        const struct case_linear *c = &cases[i];
         uint64_t n_y = (uint64_t)c->n * c->rows, row_bytes = gguf_row_bytes(c->type, c->columns);
         char what[96];
         if (c->columns % 8)
@@ -160,6 +160,19 @@ static void multiplies_matrices_of_every_type(void **state)
         for (size_t j = 0; j < sizeof all / sizeof *all; j++)
             free(all[j]);
     }
+}
+
+static void multiplies_matrices(void **state)
+{
+    (void)state;
+    multiply(cases_linear, CASES(cases_linear), 2);
+}
+
+/* Of which the device holds some as Q8_0, others as halves: the bounds are the same. */
+static void multiplies_matrices_of_every_format(void **state)
+{
+    (void)state;
+    multiply(cases_linear_formats, CASES(cases_linear_formats), 3);
 }
 
 /* Beyond the table: where the sizes of chunks change, groups of heads that fill no tile or several. */
@@ -233,19 +246,18 @@ static void attends(void **state)
         attend(&more_attention[i], &seed);
 }
 
-static void mixes_experts(void **state)
+static void mix(const struct case_moe *cases, size_t n_cases, uint64_t seed)
 {
-    (void)state;
-    uint64_t seed = 5;
-    for (size_t i = 0; i < CASES(cases_moe); i++) {
-        const struct case_moe *c = &cases_moe[i];
+    for (size_t i = 0; i < n_cases; i++) {
+        const struct case_moe *c = &cases[i];
         uint64_t n_x = (uint64_t)c->n * c->hidden, n_pairs = (uint64_t)c->n * c->active;
         uint64_t inner = (uint64_t)c->experts * c->expert_ffn;
         uint64_t outer = (uint64_t)c->experts * c->hidden;
         char what[96];
         if (c->hidden % 8 || c->expert_ffn % 8 || c->timed)
             continue;
-        snprintf(what, sizeof what, "experts case %zu, %u rows", i, c->n);
+        snprintf(what, sizeof what, "%s experts case %zu, %u rows", gguf_type_name(c->type), i,
+                 c->n);
         void *router = random_weights(&seed, c->router_type, c->experts, c->hidden);
         void *gate = random_weights(&seed, c->type, inner, c->hidden);
         void *up = random_weights(&seed, c->type, inner, c->hidden);
@@ -306,6 +318,18 @@ static void mixes_experts(void **state)
         for (size_t j = 0; j < sizeof all / sizeof *all; j++)
             free(all[j]);
     }
+}
+
+static void mixes_experts(void **state)
+{
+    (void)state;
+    mix(cases_moe, CASES(cases_moe), 5);
+}
+
+static void mixes_experts_of_every_format(void **state)
+{
+    (void)state;
+    mix(cases_moe_formats, CASES(cases_moe_formats), 6);
 }
 
 /* ── stages ────────────────────────────────────────────────────────────────────────────────── */
@@ -583,6 +607,107 @@ static void takes_what_it_said(void **state)
     assert_non_null(strstr(err, "GiB free"));
 }
 
+/* 16 bits for each weight of the formats that are held as halves, 8.5 for Q4_0 and Q5_0 too. */
+static uint64_t held_bytes(const struct gguf_tensor *tensor)
+{
+    uint64_t values = tensor->bytes / tensor->row_bytes * tensor->ne[0];
+    switch (tensor->type) {
+    case GGUF_MXFP4: return tensor->bytes;
+    case GGUF_Q8_0:
+    case GGUF_Q4_0:
+    case GGUF_Q5_0: return values / 32 * 34;
+    default: return 2 * values;
+    }
+}
+
+static void counts_weights_as_the_device_holds_them(void **state)
+{
+    (void)state;
+    char err[256];
+    struct gguf_file *formats_file;
+    struct gguf_model *formats;
+    struct kernels_stage *stage;
+    struct kernels_footprint footprint;
+    assert_int_equal(gguf_open(&formats_file, FORMATS, err, sizeof err), 0);
+    assert_int_equal(gguf_model_create(&formats, formats_file, err, sizeof err), 0);
+    uint64_t held = held_bytes(formats->embedding) + held_bytes(formats->output);
+    for (uint32_t i = 0; i < formats->n_layers; i++) {
+        const struct gguf_layer *l = &formats->layers[i];
+        held += held_bytes(l->attn_q.weight) + held_bytes(l->attn_k.weight) +
+                held_bytes(l->attn_v.weight) + held_bytes(l->attn_out.weight) +
+                held_bytes(l->gate.weight) + held_bytes(l->up.weight) + held_bytes(l->down.weight);
+    }
+    struct kernels_stage_options options = small_stage();
+    options.layer_count = formats->n_layers;
+    options.head_count = formats->vocabulary;
+    kernels_stage_footprint(cuda, formats, &options, &footprint);
+    size_t before, after, all;
+    cudaMemGetInfo(&before, &all);
+    assert_int_equal(kernels_stage_create(&stage, cuda, formats, &options, err, sizeof err), 0);
+    cudaMemGetInfo(&after, &all);
+    print_message("file %llu bytes, matrices held in %llu, weights %llu, all %llu, memory less by "
+                  "%llu\n",
+                  (unsigned long long)formats->bytes, (unsigned long long)held,
+                  (unsigned long long)footprint.weights_bytes,
+                  (unsigned long long)(footprint.weights_bytes + footprint.kv_bytes +
+                                       footprint.activation_bytes),
+                  (unsigned long long)(before - after));
+    /* Biases, norms and the padding of tiles come on top. */
+    assert_in_range(footprint.weights_bytes, held, held * 11 / 10 + (1 << 20));
+    kernels_stage_destroy(stage);
+    gguf_model_destroy(formats);
+    gguf_close(formats_file);
+}
+
+static void copy_file(const char *from, const char *to)
+{
+    static char buffer[1 << 16];
+    FILE *in = fopen(from, "rb"), *out = fopen(to, "wb");
+    assert_true(in && out);
+    for (size_t n; (n = fread(buffer, 1, sizeof buffer, in)) > 0;)
+        assert_int_equal(fwrite(buffer, 1, n, out), n);
+    fclose(in);
+    assert_int_equal(fclose(out), 0);
+}
+
+/* The scale of the last block of a row of experts, which the threads read, and a bias of gate,
+ * which they do not. */
+static void refuses_to_load_a_scale_that_is_not_finite(void **state)
+{
+    (void)state;
+    char err[256], path[] = "/tmp/gptoss-test-cuda-XXXXXX";
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    close(fd);
+    for (int i = 0; i < 2; i++) {
+        struct gguf_file *bad_file;
+        struct gguf_model *bad;
+        struct kernels_stage *stage;
+        copy_file(FORMATS, path);
+        assert_int_equal(gguf_open(&bad_file, path, err, sizeof err), 0);
+        assert_int_equal(gguf_model_create(&bad, bad_file, err, sizeof err), 0);
+        const struct gguf_layer *layer = &bad->layers[3];
+        const struct gguf_tensor *tensor = i ? layer->gate.bias : layer->up.weight;
+        FILE *out = fopen(path, "r+b");
+        uint32_t block = gguf_type_block_bytes(tensor->type);
+        const unsigned char infinite[2] = {0x80, 0x7f}, half_infinite[2] = {0, 0x7c};
+        /* Of a float the upper half. */
+        fseek(out, (long)(tensor->offset + tensor->row_bytes - block + (i ? 2 : 0)), SEEK_SET);
+        fwrite(i ? infinite : half_infinite, 1, 2, out);
+        fclose(out);
+        struct kernels_stage_options options = small_stage();
+        options.layer_count = bad->n_layers;
+        options.head_count = bad->vocabulary;
+        assert_int_equal(kernels_stage_create(&stage, cuda, bad, &options, err, sizeof err), -1);
+        print_message("%s\n", err);
+        assert_non_null(strstr(err, tensor->name));
+        assert_non_null(strstr(err, "NaN or infinite in row 0"));
+        gguf_model_destroy(bad);
+        gguf_close(bad_file);
+    }
+    unlink(path);
+}
+
 static void names_the_row_without_a_sampled_token(void **state)
 {
     (void)state;
@@ -656,10 +781,14 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(says_what_it_is),
         cmocka_unit_test(normalises_rows),
-        cmocka_unit_test(multiplies_matrices_of_every_type),
+        cmocka_unit_test(multiplies_matrices),
+        cmocka_unit_test(multiplies_matrices_of_every_format),
         cmocka_unit_test(attends),
         cmocka_unit_test(mixes_experts),
+        cmocka_unit_test(mixes_experts_of_every_format),
         cmocka_unit_test(takes_what_it_said),
+        cmocka_unit_test(counts_weights_as_the_device_holds_them),
+        cmocka_unit_test(refuses_to_load_a_scale_that_is_not_finite),
         cmocka_unit_test(names_the_row_without_a_sampled_token),
         cmocka_unit_test(gives_the_same_bits_however_it_is_cut),
         cmocka_unit_test(gives_the_same_bits_alone_and_among_others),

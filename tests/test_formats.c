@@ -1,7 +1,7 @@
 /*
  * Small models with every matrix in one format, on each backend that is here, against the logits that
- * an independent program computes in float64 (tests/data/formats.py). The bound has the room that
- * float32 needs; a wrong weight would miss it by orders of magnitude.
+ * an independent program computes in float64 (tests/data/formats.py). The bounds have the room that
+ * float32 needs, on a GPU halves; a wrong weight would miss them by far.
  */
 #include "kernels_chain.h"
 
@@ -12,8 +12,9 @@
 #include <jansson.h>
 #include <unistd.h>
 
-#define GOLDEN GPTOSS_SOURCE_DIR "/tests/data/formats.json"
-#define BOUND  5e-4
+#define GOLDEN          GPTOSS_SOURCE_DIR "/tests/data/formats.json"
+#define BOUND           5e-4
+#define BOUND_OF_HALVES 1e-2 /* a GPU's activations, and there weights, have 11 bits */
 
 static char path[] = "/tmp/gptoss-test-formats-XXXXXX";
 
@@ -86,7 +87,8 @@ static void gives_the_logits_of_an_independent_program_in_every_format(void **st
     static const struct kernels_options backends[] = {{.device = "reference"},
                                                       {.device = "cpu", .isa = "plain"},
                                                       {.device = "cpu", .isa = "avx2"},
-                                                      {.device = "cpu", .isa = "avx512"}};
+                                                      {.device = "cpu", .isa = "avx512"},
+                                                      {.device = "cuda"}};
     json_error_t error;
     json_t *golden = json_load_file(GOLDEN, 0, &error), *steps;
     if (!golden)
@@ -111,10 +113,10 @@ static void gives_the_logits_of_an_independent_program_in_every_format(void **st
                 continue; /* not an instruction set of this processor */
             kernels_destroy(k);
             double worst = worst_of(model, &backends[b], golden, steps);
-            print_message("  %s %.1e", backends[b].isa ? backends[b].isa : "reference", worst);
-            if (!(worst <= BOUND))
-                fail_msg("%s on %s: a logit is off by %g", format,
-                         backends[b].isa ? backends[b].isa : "reference", worst);
+            const char *name = backends[b].isa ? backends[b].isa : backends[b].device;
+            print_message("  %s %.1e", name, worst);
+            if (!(worst <= (strcmp(name, "cuda") ? BOUND : BOUND_OF_HALVES)))
+                fail_msg("%s on %s: a logit is off by %g", format, name, worst);
         }
         print_message("\n");
         gguf_model_destroy(model);

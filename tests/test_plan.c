@@ -436,6 +436,32 @@ static void weights_in_place_are_never_refused(void **state)
     plan_destroy(plan);
 }
 
+/* Experts of Q5_1 (24 bytes for 32 weights) and an embedding of Q4_0 (18), on a processor and a GPU. */
+static void weights_on_a_gpu_count_as_it_holds_them(void **state)
+{
+    (void)state;
+    struct fake fake;
+    make_20b(&fake);
+    uint64_t values = (uint64_t)32 * 2880 * 2880, rows = 201088;
+    give_memory(&fake, 1, 200);
+    fake.experts = tensor((uint64_t)32 * 2880, 2160);
+    fake.experts.type = GGUF_Q5_1;
+    fake.table = tensor(rows, 1620);
+    fake.table.type = GGUF_Q4_0;
+    fake.experts.ne[0] = fake.table.ne[0] = 2880;
+    fake.model.vocabulary = (uint32_t)rows;
+    for (uint32_t i = 0; i < fake.model.n_layers; i++)
+        fake.layers[i].bytes += 3 * (fake.experts.bytes - (uint64_t)32 * 2880 * 1530);
+    struct plan_options options = {.n_ranks = 1, .ranks = fake.ranks};
+    struct plan *gpu = plan_of(&fake, options, 0);
+    fake.ranks[0].weights_in_place = true;
+    struct plan *in_place = plan_of(&fake, options, 0);
+    assert_int_equal(gpu->stages[0].weights_bytes - in_place->stages[0].weights_bytes,
+                     24 * 3 * (values * 2 - values / 32 * 24) + rows * 2880 / 32 * (34 - 18));
+    plan_destroy(gpu);
+    plan_destroy(in_place);
+}
+
 static void unknown_memory_is_never_refused(void **state)
 {
     (void)state;
@@ -537,6 +563,7 @@ int main(void)
         cmocka_unit_test(a_model_that_is_too_large_still_gets_a_plan_to_show),
         cmocka_unit_test(ranks_on_one_device_share_its_memory),
         cmocka_unit_test(weights_in_place_are_never_refused),
+        cmocka_unit_test(weights_on_a_gpu_count_as_it_holds_them),
         cmocka_unit_test(unknown_memory_is_never_refused),
         cmocka_unit_test(zeros_are_defaults),
         cmocka_unit_test(refuses_sizes_beyond_its_bounds),

@@ -159,7 +159,8 @@ struct cuda_stage {
     unsigned char *pinned;
 
     struct cuda_layer *layers; /* [layer_count] */
-    unsigned char *embedding;  /* rows as in the file; NULL but on the stage of layer 0 */
+    unsigned char *embedding;  /* rows of embedding_type; NULL but on the stage of layer 0 */
+    enum gguf_type embedding_type;
     struct cuda_matrix head;
     float *output_norm;
 
@@ -285,6 +286,13 @@ struct cuda_sampling {
 };
 size_t cuda_sample_scratch_bytes(uint32_t vocabulary);
 int cuda_sample_run(const struct cuda_sampling *s, uint32_t first, uint32_t n, cudaStream_t stream);
+
+/* convert.cu: the type in which the device holds the matrices of a file's type, those of two types in
+ * one matrix; and the way there: `values` of whole blocks, to memory that is aligned for floats. */
+enum gguf_type cuda_held_type(enum gguf_type type);
+enum gguf_type cuda_held_type_of_both(enum gguf_type a, enum gguf_type b);
+void cuda_convert(enum gguf_type type, const unsigned char *from, enum gguf_type held,
+                  unsigned char *to, uint64_t values);
 
 /* load.cu: where each weight lies (without stage->weights_memory: sizes alone); their loading. */
 int cuda_load_layout(struct cuda_stage *stage, char *err, size_t err_size);

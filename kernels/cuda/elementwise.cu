@@ -19,7 +19,7 @@ static __device__ uint64_t now_ns(void)
     return ns;
 }
 
-/* Element i of a row of the file: the definition of gguf/blocks.c. */
+/* Element i of a row of the embedding: the definition of gguf/blocks.c, of the types that are held. */
 static __device__ float row_value(enum gguf_type type, const unsigned char *row, uint32_t i)
 {
     switch (type) {

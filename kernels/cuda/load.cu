@@ -2,9 +2,10 @@
  * Load: the stage's weights from the mapped file into device memory.
  *
  * cuda_load_layout says where each weight lies (without memory it measures). cuda_load lists pieces of
- * at most PIECE_BYTES; reader threads take them in turn, copy them from the map into pinned memory,
- * from there to the device, and repack them there, two pieces of a thread under way at a time. Small
- * tensors that change their form (router, interleaved biases) are made on the host first.
+ * at most PIECE_BYTES; reader threads take them in turn, look for numbers and scales that are not
+ * finite, bring them from the map into pinned memory in a type that the device holds (convert.cu), from
+ * there to the device, and repack them there, two pieces of a thread under way at a time. Small tensors
+ * that change their form (router, interleaved biases) are made on the host first.
  */
 #include "kernels/cuda/device.cuh"
 
@@ -15,6 +16,7 @@
 #include <unistd.h>
 
 #define PIECE_BYTES ((size_t)8 << 20)
+#define SLICE_BYTES ((size_t)256 << 10) /* looked at and then copied, out of a core's cache */
 #define READERS_MAX 8
 
 /* ── where things lie ──────────────────────────────────────────────────────────────────────── */
@@ -49,20 +51,12 @@ static struct cuda_matrix take_matrix(struct place *p, enum gguf_type type, uint
     return m;
 }
 
-static int refuse_type(const struct gguf_tensor *tensor, char *err, size_t err_size)
+static int refuse_rows(const struct gguf_tensor *tensor, char *err, size_t err_size)
 {
-    switch (tensor->type) {
-    case GGUF_F32:
-    case GGUF_F16:
-    case GGUF_BF16:
-    case GGUF_Q8_0:
-    case GGUF_MXFP4: return 0;
-    default: break;
-    }
-    snprintf(
-        err, err_size,
-        "tensor %s is %s: the cuda backend computes with MXFP4, Q8_0, F16, BF16 and F32; use cpu",
-        tensor->name, gguf_type_name(tensor->type));
+    if (tensor->ne[0] <= PIECE_BYTES / sizeof(float))
+        return 0;
+    snprintf(err, err_size, "tensor %s has rows of %llu: the cuda backend loads up to %zu; use cpu",
+             tensor->name, (unsigned long long)tensor->ne[0], PIECE_BYTES / sizeof(float));
     return -1;
 }
 
@@ -77,32 +71,25 @@ int cuda_load_layout(struct cuda_stage *stage, char *err, size_t err_size)
         const struct gguf_layer *l = &m->layers[o->layer_first + i];
         struct cuda_layer *to = &stage->layers[i];
         const struct gguf_linear *qkv[3] = {&l->attn_q, &l->attn_k, &l->attn_v};
-        enum gguf_type type = l->attn_q.weight->type;
+        enum gguf_type type[3];
+        for (uint32_t j = 0; j < 3; j++)
+            type[j] = cuda_held_type(qkv[j]->weight->type);
         to->sliding = l->sliding;
-        to->n_qkv = l->attn_k.weight->type == type && l->attn_v.weight->type == type ? 1 : 3;
-        const struct gguf_tensor *matrices[] = {
-            l->attn_q.weight, l->attn_k.weight, l->attn_v.weight, l->attn_out.weight,
-            l->gate.weight,   l->up.weight,     l->down.weight};
-        for (const struct gguf_tensor *matrix : matrices)
-            if (refuse_type(matrix, err, err_size))
-                return -1;
-        if (l->gate.weight->type != l->up.weight->type) {
-            snprintf(
-                err, err_size,
-                "layer %u: gate experts are %s, up experts %s: the cuda backend needs one type",
-                o->layer_first + i, gguf_type_name(l->gate.weight->type),
-                gguf_type_name(l->up.weight->type));
+        to->n_qkv = type[1] == type[0] && type[2] == type[0] ? 1 : 3;
+        if (refuse_rows(l->attn_q.weight, err, err_size) ||
+            refuse_rows(l->attn_out.weight, err, err_size) ||
+            refuse_rows(l->down.weight, err, err_size))
             return -1;
-        }
         if (to->n_qkv == 1)
-            to->qkv[0] = take_matrix(&p, type, q_width + 2 * kv_width, m->hidden, 1);
+            to->qkv[0] = take_matrix(&p, type[0], q_width + 2 * kv_width, m->hidden, 1);
         for (uint32_t j = 0; to->n_qkv == 3 && j < 3; j++)
-            to->qkv[j] =
-                take_matrix(&p, qkv[j]->weight->type, j ? kv_width : q_width, m->hidden, 1);
-        to->out = take_matrix(&p, l->attn_out.weight->type, m->hidden, q_width, 1);
-        to->gate_up = take_matrix(&p, l->gate.weight->type, 2 * (uint64_t)m->expert_ffn, m->hidden,
-                                  m->experts);
-        to->down = take_matrix(&p, l->down.weight->type, m->hidden, m->expert_ffn, m->experts);
+            to->qkv[j] = take_matrix(&p, type[j], j ? kv_width : q_width, m->hidden, 1);
+        to->out = take_matrix(&p, cuda_held_type(l->attn_out.weight->type), m->hidden, q_width, 1);
+        to->gate_up =
+            take_matrix(&p, cuda_held_type_of_both(l->gate.weight->type, l->up.weight->type),
+                        2 * (uint64_t)m->expert_ffn, m->hidden, m->experts);
+        to->down = take_matrix(&p, cuda_held_type(l->down.weight->type), m->hidden, m->expert_ffn,
+                               m->experts);
         to->qkv_bias = take_floats(&p, q_width + 2 * kv_width);
         to->out_bias = take_floats(&p, m->hidden);
         to->gate_up_bias = take_floats(&p, (uint64_t)m->experts * 2 * m->expert_ffn);
@@ -113,14 +100,14 @@ int cuda_load_layout(struct cuda_stage *stage, char *err, size_t err_size)
         to->router = take_floats(&p, (uint64_t)m->experts * m->hidden);
         to->router_bias = take_floats(&p, m->experts);
     }
-    if ((stage->base.embeds && refuse_type(m->embedding, err, err_size)) ||
-        (stage->base.samples && refuse_type(m->output, err, err_size)))
-        return -1;
-    if (stage->base.embeds)
-        stage->embedding = take(&p, m->embedding->bytes);
+    if (stage->base.embeds) {
+        stage->embedding_type = cuda_held_type(m->embedding->type);
+        stage->embedding =
+            take(&p, m->vocabulary * gguf_row_bytes(stage->embedding_type, m->hidden));
+    }
     if (stage->base.samples) {
         stage->output_norm = take_floats(&p, m->hidden);
-        stage->head = take_matrix(&p, m->output->type, o->head_count, m->hidden, 1);
+        stage->head = take_matrix(&p, cuda_held_type(m->output->type), o->head_count, m->hidden, 1);
     }
     stage->weights_bytes = p.used;
     if (p.overflow) {
@@ -133,8 +120,10 @@ int cuda_load_layout(struct cuda_stage *stage, char *err, size_t err_size)
 /* ── pieces ────────────────────────────────────────────────────────────────────────────────── */
 
 struct piece {
+    const struct gguf_tensor *tensor; /* NULL: of ours, F32 */
     const unsigned char *from;
-    size_t bytes;
+    uint64_t rows, columns; /* of `type` */
+    enum gguf_type type, held;
     unsigned char *to;          /* device: copied as it is; or NULL: */
     struct cuda_matrix *matrix; /* repacked into this one */
     uint32_t raw_rows, row_first, row_stride, first, n;
@@ -147,11 +136,17 @@ struct loading {
     void **made; /* host memory of tensors in another form */
     uint32_t n_made;
     bool no_memory;
-    uint32_t next;      /* piece */
-    uint64_t done, all; /* bytes */
-    int error;          /* a cudaError_t */
-    uint32_t readers;   /* still running */
+    uint32_t next;                      /* piece */
+    uint64_t done, all;                 /* bytes of the file */
+    int error;                          /* a cudaError_t */
+    const struct gguf_tensor *poisoned; /* has a number or scale that is not finite */
+    uint32_t readers;                   /* still running */
 };
+
+static uint64_t piece_bytes(const struct piece *piece)
+{
+    return piece->rows * gguf_row_bytes(piece->type, piece->columns);
+}
 
 static void add_piece(struct loading *l, struct piece piece)
 {
@@ -166,23 +161,46 @@ static void add_piece(struct loading *l, struct piece piece)
         l->size = size;
     }
     l->pieces[l->n_pieces++] = piece;
-    l->all += piece.bytes;
+    l->all += piece_bytes(&piece);
 }
 
-static void add_copy(struct loading *l, const void *from, uint64_t bytes, void *to)
+/* Floats of ours. */
+static void add_copy(struct loading *l, const float *from, uint64_t n, float *to)
 {
-    for (uint64_t at = 0; at < bytes; at += PIECE_BYTES) {
+    const uint64_t at_once = PIECE_BYTES / sizeof(float);
+    for (uint64_t at = 0; at < n; at += at_once) {
         struct piece piece = {};
-        piece.from = (const unsigned char *)from + at;
-        piece.bytes = bytes - at < PIECE_BYTES ? bytes - at : PIECE_BYTES;
-        piece.to = (unsigned char *)to + at;
+        piece.from = (const unsigned char *)(from + at);
+        piece.rows = 1;
+        piece.columns = n - at < at_once ? n - at : at_once;
+        piece.type = piece.held = GGUF_F32;
+        piece.to = (unsigned char *)(to + at);
+        add_piece(l, piece);
+    }
+}
+
+/* Row by row, unlike a matrix. */
+static void add_rows(struct loading *l, const struct gguf_tensor *tensor, enum gguf_type held,
+                     unsigned char *to)
+{
+    uint64_t rows = tensor->bytes / tensor->row_bytes;
+    uint64_t held_bytes = gguf_row_bytes(held, tensor->ne[0]), at_once = PIECE_BYTES / held_bytes;
+    for (uint64_t r = 0; r < rows; r += at_once) {
+        struct piece piece = {};
+        piece.tensor = tensor;
+        piece.from = tensor->data + r * tensor->row_bytes;
+        piece.rows = rows - r < at_once ? rows - r : at_once;
+        piece.columns = tensor->ne[0];
+        piece.type = tensor->type;
+        piece.held = held;
+        piece.to = to + r * held_bytes;
         add_piece(l, piece);
     }
 }
 
 static void add_tensor(struct loading *l, const struct gguf_tensor *tensor, float *to)
 {
-    add_copy(l, tensor->data, tensor->bytes, to);
+    add_rows(l, tensor, GGUF_F32, (unsigned char *)to);
 }
 
 /* Rows begin…begin+rows−1 of each of the tensor's matrices. */
@@ -190,16 +208,21 @@ static void add_matrix(struct loading *l, const struct gguf_tensor *tensor, uint
                        uint64_t rows, struct cuda_matrix *matrix, uint32_t row_first,
                        uint32_t row_stride)
 {
-    uint64_t row_bytes = tensor->row_bytes, matrix_bytes = row_bytes * rows;
+    uint64_t held_bytes = gguf_row_bytes(matrix->type, matrix->columns);
+    uint64_t matrix_bytes = held_bytes * rows;
     uint32_t at_once = matrix_bytes < PIECE_BYTES ? (uint32_t)(PIECE_BYTES / matrix_bytes) : 1;
-    uint64_t rows_at_once = row_bytes < PIECE_BYTES ? PIECE_BYTES / row_bytes : 1;
+    uint64_t rows_at_once = held_bytes < PIECE_BYTES ? PIECE_BYTES / held_bytes : 1;
     for (uint32_t e = 0; e < matrix->count; e += at_once) {
         uint32_t n = matrix->count - e < at_once ? matrix->count - e : at_once;
         for (uint64_t r = 0; r < rows; r += rows_at_once) {
             uint64_t some = rows - r < rows_at_once ? rows - r : rows_at_once;
             struct piece piece = {};
-            piece.from = tensor->data + (e * rows + begin + r) * row_bytes;
-            piece.bytes = n * some * row_bytes;
+            piece.tensor = tensor;
+            piece.from = tensor->data + (e * rows + begin + r) * tensor->row_bytes;
+            piece.rows = n * some;
+            piece.columns = matrix->columns;
+            piece.type = tensor->type;
+            piece.held = matrix->type;
             piece.matrix = matrix;
             piece.raw_rows = (uint32_t)some;
             piece.row_first = row_first + (uint32_t)r * row_stride;
@@ -209,6 +232,14 @@ static void add_matrix(struct loading *l, const struct gguf_tensor *tensor, uint
             add_piece(l, piece);
         }
     }
+}
+
+/* What is brought in another form is looked at here, all else by the readers. */
+static void look_at(struct loading *l, const struct gguf_tensor *tensor)
+{
+    char err[200];
+    if (!l->poisoned && gguf_check_tensor(NULL, tensor, err, sizeof err))
+        l->poisoned = tensor;
 }
 
 static float *make(struct loading *l, uint64_t floats)
@@ -232,8 +263,9 @@ static void add_floats(struct loading *l, const struct gguf_tensor *tensor, floa
     float *floats = make(l, n);
     if (!floats)
         return;
+    look_at(l, tensor);
     gguf_to_float(tensor->type, tensor->data, floats, n);
-    add_copy(l, floats, n * sizeof(float), to);
+    add_copy(l, floats, n, to);
 }
 
 /* Biases of gate and up, row by row as the rows of their matrix. */
@@ -243,11 +275,13 @@ static void add_interleaved(struct loading *l, const struct gguf_tensor *gate,
     float *floats = make(l, 2 * n);
     if (!floats)
         return;
+    look_at(l, gate);
+    look_at(l, up);
     for (uint64_t i = 0; i < n; i++) {
         memcpy(&floats[2 * i], gate->data + i * sizeof(float), sizeof(float));
         memcpy(&floats[2 * i + 1], up->data + i * sizeof(float), sizeof(float));
     }
-    add_copy(l, floats, 2 * n * sizeof(float), to);
+    add_copy(l, floats, 2 * n, to);
 }
 
 static void list_pieces(struct loading *l)
@@ -282,7 +316,7 @@ static void list_pieces(struct loading *l)
         add_tensor(l, from->router.bias, to->router_bias);
     }
     if (stage->base.embeds)
-        add_copy(l, m->embedding->data, m->embedding->bytes, stage->embedding);
+        add_rows(l, m->embedding, stage->embedding_type, stage->embedding);
     if (stage->base.samples) {
         add_tensor(l, m->output_norm, stage->output_norm);
         add_matrix(l, m->output, o->head_first, o->head_count, &stage->head, 0, 1);
@@ -323,15 +357,41 @@ static void reader_close(struct reader *r)
         cudaStreamDestroy(r->stream);
 }
 
+/* A slice of rows at a time. -1: a number or a scale is not finite. */
+static int bring_piece(const struct piece *piece, unsigned char *to)
+{
+    char err[200];
+    uint64_t from_bytes = gguf_row_bytes(piece->type, piece->columns);
+    uint64_t held_bytes = gguf_row_bytes(piece->held, piece->columns);
+    uint64_t at_once = from_bytes < SLICE_BYTES ? SLICE_BYTES / from_bytes : 1;
+    for (uint64_t r = 0; r < piece->rows; r += at_once) {
+        uint64_t rows = piece->rows - r < at_once ? piece->rows - r : at_once;
+        const unsigned char *from = piece->from + r * from_bytes;
+        if (piece->tensor) {
+            struct gguf_tensor slice = *piece->tensor;
+            slice.data = from;
+            slice.bytes = rows * from_bytes;
+            if (gguf_check_tensor(NULL, &slice, err, sizeof err))
+                return -1;
+        }
+        cuda_convert(piece->type, from, piece->held, to + r * held_bytes, rows * piece->columns);
+    }
+    return 0;
+}
+
 static cudaError_t read_piece(struct reader *r, const struct piece *piece, uint32_t turn)
 {
     unsigned char *pinned = r->pinned + turn * PIECE_BYTES, *raw = r->device + turn * PIECE_BYTES;
     cudaError_t error = cudaEventSynchronize(r->done[turn]);
     if (error != cudaSuccess)
         return error;
-    memcpy(pinned, piece->from, piece->bytes);
+    if (bring_piece(piece, pinned)) {
+        __atomic_store_n(&r->loading->poisoned, piece->tensor, __ATOMIC_RELAXED);
+        return cudaErrorInvalidValue;
+    }
     unsigned char *to = piece->to ? piece->to : raw;
-    error = cudaMemcpyAsync(to, pinned, piece->bytes, cudaMemcpyHostToDevice, r->stream);
+    error = cudaMemcpyAsync(to, pinned, piece->rows * gguf_row_bytes(piece->held, piece->columns),
+                            cudaMemcpyHostToDevice, r->stream);
     if (error == cudaSuccess && piece->matrix &&
         cuda_matrix_repack(piece->matrix, raw, piece->raw_rows, piece->row_first, piece->row_stride,
                            piece->first, piece->n, r->stream))
@@ -352,7 +412,7 @@ static void *reader_main(void *arg)
         if (i >= l->n_pieces || __atomic_load_n(&l->error, __ATOMIC_RELAXED))
             break;
         error = read_piece(r, &l->pieces[i], turn);
-        __atomic_fetch_add(&l->done, l->pieces[i].bytes, __ATOMIC_RELAXED);
+        __atomic_fetch_add(&l->done, piece_bytes(&l->pieces[i]), __ATOMIC_RELAXED);
     }
     if (error == cudaSuccess)
         error = cudaStreamSynchronize(r->stream);
@@ -380,7 +440,7 @@ int cuda_load(struct cuda_stage *stage, char *err, size_t err_size)
     loading.stage = stage;
     list_pieces(&loading);
     loading.readers = n;
-    for (uint32_t i = 0; i < n && !loading.no_memory; i++) {
+    for (uint32_t i = 0; i < n && !loading.no_memory && !loading.poisoned; i++) {
         readers[i].loading = &loading;
         readers[i].started = !pthread_create(&readers[i].thread, NULL, reader_main, &readers[i]);
         started += readers[i].started;
@@ -398,7 +458,10 @@ int cuda_load(struct cuda_stage *stage, char *err, size_t err_size)
         if (readers[i].started)
             pthread_join(readers[i].thread, NULL);
     int status = 0;
-    if (loading.no_memory || !started) {
+    if (loading.poisoned) {
+        gguf_check_tensor(stage->base.model->file, loading.poisoned, err, err_size);
+        status = -1;
+    } else if (loading.no_memory || !started) {
         snprintf(err, err_size, "loading: no host memory or no threads for reading the weights");
         status = -1;
     } else if (loading.error) {

@@ -124,22 +124,31 @@ int cuda_op_rmsnorm(struct kernels *k, const struct kernels_op_rmsnorm *op, doub
     return close_bench(&b);
 }
 
+/* For rows of a file's `type`. */
 static struct cuda_matrix give_matrix(struct bench *b, enum gguf_type type, uint32_t rows,
                                       uint32_t columns, uint32_t count)
 {
-    struct cuda_matrix m = {NULL, rows, columns, count, type};
-    m.data = give<unsigned char>(b, cuda_matrix_bytes(type, rows, columns, count), NULL);
+    struct cuda_matrix m = {NULL, rows, columns, count, cuda_held_type(type)};
+    m.data = give<unsigned char>(b, cuda_matrix_bytes(m.type, rows, columns, count), NULL);
     return m;
 }
 
-static void repack(struct bench *b, struct cuda_matrix *m, const void *from, uint32_t raw_rows,
-                   uint32_t row_first, uint32_t row_stride)
+static void repack(struct bench *b, struct cuda_matrix *m, enum gguf_type type, const void *from,
+                   uint32_t raw_rows, uint32_t row_first, uint32_t row_stride)
 {
+    uint64_t values = (uint64_t)m->columns * raw_rows * m->count;
     uint64_t bytes = gguf_row_bytes(m->type, m->columns) * raw_rows * m->count;
-    const unsigned char *raw = give<unsigned char>(b, bytes, from);
+    unsigned char *held = (unsigned char *)malloc(bytes);
+    b->bad = b->bad || !held;
+    if (held)
+        cuda_convert(type, (const unsigned char *)from, m->type, held, values);
+    const unsigned char *raw = give<unsigned char>(b, bytes, held);
     if (!b->bad &&
         cuda_matrix_repack(m, raw, raw_rows, row_first, row_stride, 0, m->count, b->stream))
         b->bad = true;
+    if (!b->bad)
+        check(b, cudaStreamSynchronize(b->stream));
+    free(held);
 }
 
 int cuda_op_linear(struct kernels *k, const struct kernels_op_linear *op, double *seconds)
@@ -152,7 +161,7 @@ int cuda_op_linear(struct kernels *k, const struct kernels_op_linear *op, double
         return -1;
     open_bench(&b, k);
     m = give_matrix(&b, op->type, op->rows, op->columns, 1);
-    repack(&b, &m, op->weight, op->rows, 0, 1);
+    repack(&b, &m, op->type, op->weight, op->rows, 0, 1);
     none.gate_up = none.down = &m;
     none.hidden = none.ffn = op->columns;
     none.experts = none.active = 1;
@@ -300,9 +309,9 @@ int cuda_op_moe(struct kernels *k, const struct kernels_op_moe *op, double *seco
         }
         gate_up = give_matrix(&b, op->type, 2 * op->expert_ffn, op->hidden, op->experts);
         down = give_matrix(&b, op->type, op->hidden, op->expert_ffn, op->experts);
-        repack(&b, &gate_up, op->gate, op->expert_ffn, 0, 2);
-        repack(&b, &gate_up, op->up, op->expert_ffn, 1, 2);
-        repack(&b, &down, op->down, op->hidden, 0, 1);
+        repack(&b, &gate_up, op->type, op->gate, op->expert_ffn, 0, 2);
+        repack(&b, &gate_up, op->type, op->up, op->expert_ffn, 1, 2);
+        repack(&b, &down, op->type, op->down, op->hidden, 0, 1);
         r.x = give<float>(&b, n_x, op->h);
         r.weight = give<float>(&b, n_router, router);
         r.bias = give<float>(&b, op->experts, op->router_bias);

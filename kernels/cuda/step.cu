@@ -287,8 +287,8 @@ static int queue(struct cuda_stage *stage, const struct extent *e)
     b.window_table = stage->window_table;
     b.slot_token = stage->slot_token;
     b.embedding = stage->embedding;
-    b.type = m->embedding->type;
-    b.row_bytes = m->embedding->row_bytes;
+    b.type = stage->embedding_type;
+    b.row_bytes = gguf_row_bytes(stage->embedding_type, m->hidden);
     b.hidden = m->hidden;
     b.vocabulary = m->vocabulary;
     b.x = stage->x;
