@@ -6,6 +6,7 @@ equal while the golden margin is above 0.25, at least 90 % of the logits within 
 same for any number of ranks."""
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,6 +67,9 @@ def run(binaries, model, cases, ranks, bits):
 
 
 def main():
+    if not shutil.which("nvidia-smi") or subprocess.run(["nvidia-smi"], stdout=subprocess.DEVNULL).returncode:
+        print("skipped: there is no NVIDIA GPU")
+        sys.exit(77)
     binaries, model, golden = sys.argv[1:4]
     cases, bits, wrong = json.load(open(golden)), {}, []
     for ranks in (1, 2, 3, 4):
