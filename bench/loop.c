@@ -70,31 +70,11 @@ static uint32_t fill_edges(const struct loop *loop, Gptoss__Edge *edges, Gptoss_
 static int send_plan(struct loop *loop, uint32_t rank, char *err, size_t err_size)
 {
     const struct plan *plan = loop->plan;
-    const struct plan_stage *stage = &plan->stages[rank];
     Gptoss__Plan body = GPTOSS__PLAN__INIT;
     Gptoss__SupervisorMessage message = GPTOSS__SUPERVISOR_MESSAGE__INIT;
     Gptoss__Edge *edges = base_alloc(plan->n_stages, sizeof *edges);
     Gptoss__Edge **pointers = base_alloc(plan->n_stages, sizeof *pointers);
-    body.stages = plan->n_stages;
-    body.stage = rank;
-    body.layer_first = stage->layer_first;
-    body.layer_count = stage->layer_count;
-    body.head_first = stage->head_first;
-    body.head_count = stage->head_count;
-    body.vocabulary_limit = plan->vocabulary_limit;
-    body.kv_type = plan->kv_type == PLAN_KV_F16    ? GPTOSS__PLAN__KV_TYPE__F16
-                   : plan->kv_type == PLAN_KV_BF16 ? GPTOSS__PLAN__KV_TYPE__BF16
-                                                   : GPTOSS__PLAN__KV_TYPE__F32;
-    body.kv_block_tokens = plan->block_tokens;
-    body.kv_full_blocks = plan->full_blocks;
-    body.kv_window_blocks = plan->window_blocks;
-    body.sequences = plan->sequences;
-    body.context = plan->context;
-    body.step_tokens = plan->step_tokens;
-    body.step_rows = plan->step_rows;
-    body.step_samples = plan->step_samples;
-    body.steps_in_flight = plan->steps_in_flight;
-    body.step_deadline_ms = DEADLINE_MS;
+    coordinator_plan_message(plan, rank, DEADLINE_MS, &body);
     body.n_edges = fill_edges(loop, edges, pointers);
     body.edges = pointers;
     message.body_case = GPTOSS__SUPERVISOR_MESSAGE__BODY_PLAN;
@@ -246,22 +226,8 @@ static int start_ranks(struct loop *loop, const char *endpoint, char *err, size_
     char worker[4096], number[16];
     bench_beside("gptoss-worker", worker, sizeof worker);
     snprintf(number, sizeof number, "%" PRIu32, loop->options->stages);
-    /* The worker places its threads itself. Copies through the kernel need a capability that
-     * containers lack. */
-    const char *const argv[] = {"mpirun",
-                                "--allow-run-as-root",
-                                "--oversubscribe",
-                                "--bind-to",
-                                "none",
-                                "--mca",
-                                "btl_vader_single_copy_mechanism",
-                                "none",
-                                "-np",
-                                number,
-                                worker,
-                                "--coordinator",
-                                endpoint,
-                                NULL};
+    const char *const argv[] = {COORDINATOR_MPIRUN, "-np",    number, worker,
+                                "--coordinator",    endpoint, NULL};
     return bench_child_start(&loop->child, argv, err, err_size);
 }
 

@@ -25,6 +25,7 @@
 
 #include "gguf/gguf.h"
 #include "plan/plan.h"
+#include "proto/proto.h"
 
 struct coordinator;
 
@@ -92,6 +93,17 @@ void coordinator_drain(struct coordinator *c, uint64_t now_us);
 void coordinator_stop(struct coordinator *c, const char *reason, uint64_t now_us);
 /* The ranks' process ended: what it held is lost. */
 void coordinator_world_ended(struct coordinator *c, const char *reason, uint64_t now_us);
+
+/* How ranks are started on this host, as words before "-np": as root, in a container, with more ranks
+ * than cores too. The worker places its threads itself, mpirun would bind a rank to a single core;
+ * copies through the kernel need a capability that containers lack. */
+#define COORDINATOR_MPIRUN                                                                         \
+    "mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "--mca",              \
+        "btl_vader_single_copy_mechanism", "none"
+
+/* What a plan tells the rank of a stage, but for the edges. */
+void coordinator_plan_message(const struct plan *plan, uint32_t stage, uint64_t step_deadline_ms,
+                              Gptoss__Plan *m);
 
 /* The transport of an edge: the best that both ends have. from and to are Join.transports of the two
  * ranks; ipc needs one host. NULL: nothing joins them. Static memory. */

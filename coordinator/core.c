@@ -147,16 +147,21 @@ void core_send_bytes(struct coordinator *c, const struct core_peer *peer, const 
     text_add(&event->bytes, bytes->bytes, bytes->size);
 }
 
+void core_pack(const ProtobufCMessage *message, struct text *out)
+{
+    size_t size = protobuf_c_message_get_packed_size(message);
+    out->bytes = base_grow(out->bytes, &out->capacity, size + 1, 1);
+    out->size = protobuf_c_message_pack(message, (uint8_t *)out->bytes);
+    out->bytes[out->size] = 0;
+}
+
 static void send_packed(struct coordinator *c, enum coordinator_side side,
                         const struct core_peer *peer, const ProtobufCMessage *message)
 {
     struct event *event = event_add(c, COORDINATOR_SEND);
     event->side = side;
     event->peer = *peer;
-    size_t size = protobuf_c_message_get_packed_size(message);
-    event->bytes.bytes = base_alloc(size + 1, 1);
-    event->bytes.capacity = size + 1;
-    event->bytes.size = protobuf_c_message_pack(message, (uint8_t *)event->bytes.bytes);
+    core_pack(message, &event->bytes);
 }
 
 void core_send_client(struct coordinator *c, const struct core_peer *peer,

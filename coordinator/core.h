@@ -177,6 +177,8 @@ struct coordinator {
 /* core.c */
 void core_send_client(struct coordinator *c, const struct core_peer *peer,
                       const Gptoss__ServerMessage *message);
+/* The bytes of a message, into the text, whose memory is used again. */
+void core_pack(const ProtobufCMessage *message, struct text *out);
 void core_send_bytes(struct coordinator *c, const struct core_peer *peer, const struct text *bytes);
 void core_send_rank(struct coordinator *c, const struct core_peer *peer,
                     Gptoss__SupervisorMessage *message);
@@ -191,8 +193,8 @@ ProtobufCBinaryData core_binary(const void *bytes, size_t size);
 void requests_receive(struct coordinator *c, const struct core_peer *peer,
                       const Gptoss__ClientMessage *message, uint64_t now);
 void requests_gone(struct coordinator *c, const struct core_peer *peer, uint64_t now);
-/* Deadlines, lingering, progress, tokenising. True: there is more to tokenise. */
-bool requests_tick(struct coordinator *c, uint64_t now);
+/* Deadlines, lingering, progress, tokenising. */
+void requests_tick(struct coordinator *c, uint64_t now);
 uint64_t requests_next(const struct coordinator *c, uint64_t now);
 struct request *requests_find_serial(const struct coordinator *c, uint64_t serial);
 /* A token was sampled for a running request. */
@@ -209,7 +211,7 @@ uint32_t requests_count(const struct coordinator *c, enum request_state state);
 void requests_destroy(struct request *r);
 
 /* sched.c */
-int sched_create(struct coordinator *c); /* for c->world.plan */
+void sched_create(struct coordinator *c); /* for c->world.plan */
 void sched_destroy(struct coordinator *c);
 /* Forms and sends steps while there is work and room in the pipeline. */
 void sched_run(struct coordinator *c, uint64_t now);

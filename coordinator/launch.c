@@ -11,27 +11,15 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "coordinator/coordinator.h"
+
 int launch_start(struct launch *l, const char *worker, uint32_t ranks, const char *endpoint,
                  char *err, size_t err_size)
 {
     char number[16];
     snprintf(number, sizeof number, "%u", ranks);
-    /* Threads are placed by the worker: mpirun would bind a rank to a single core. Shared-memory
-     * copies through the kernel need a capability that containers lack. */
-    const char *const argv[] = {"mpirun",
-                                "--allow-run-as-root",
-                                "--oversubscribe",
-                                "--bind-to",
-                                "none",
-                                "--mca",
-                                "btl_vader_single_copy_mechanism",
-                                "none",
-                                "-np",
-                                number,
-                                worker,
-                                "--coordinator",
-                                endpoint,
-                                NULL};
+    const char *const argv[] = {COORDINATOR_MPIRUN, "-np",    number, worker,
+                                "--coordinator",    endpoint, NULL};
     int report[2]; /* the child's errno, if it cannot become mpirun */
     if (pipe2(report, O_CLOEXEC)) {
         snprintf(err, err_size, "cannot start mpirun: %m");

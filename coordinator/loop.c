@@ -87,7 +87,7 @@ static void end(struct loop *l, int code, const char *why)
 
 /* ── launching ─────────────────────────────────────────────────────────────────────────────── */
 
-static void launch(struct loop *l, uint64_t now)
+static void launch(struct loop *l)
 {
     char err[512];
     l->launch_at = 0;
@@ -95,7 +95,6 @@ static void launch(struct loop *l, uint64_t now)
     if (launch_start(&l->launch, l->options->worker, l->options->launch, l->workers_endpoint, err,
                      sizeof err))
         end(l, EXIT_FAILED, err);
-    (void)now;
 }
 
 /* The launched ranks are no more; once more, unless they never come to serve. */
@@ -266,7 +265,7 @@ int loop_run(struct coordinator *c, const struct loop_options *options, char *er
         goto done;
     reachable(&l);
     if (options->launch)
-        launch(&l, clock_us());
+        launch(&l);
     else
         log_info("waiting for ranks: mpirun -np N gptoss-worker%s%s",
                  strcmp(l.workers_endpoint, "tcp://127.0.0.1:5556") ? " --coordinator " : "",
@@ -301,7 +300,7 @@ int loop_run(struct coordinator *c, const struct loop_options *options, char *er
                 launch_again(&l, now, code);
         }
         if (l.launch_at && now >= l.launch_at)
-            launch(&l, now);
+            launch(&l);
         int arrived = signals - signals_seen;
         if (arrived > 0) {
             signals_seen += arrived;

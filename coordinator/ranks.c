@@ -227,10 +227,35 @@ static const char *transport_of(const struct rank *from, const struct rank *to)
                                  strcmp(from->host, to->host) == 0);
 }
 
+void coordinator_plan_message(const struct plan *plan, uint32_t stage, uint64_t step_deadline_ms,
+                              Gptoss__Plan *m)
+{
+    const struct plan_stage *part = &plan->stages[stage];
+    m->stages = plan->n_stages;
+    m->stage = stage;
+    m->layer_first = part->layer_first;
+    m->layer_count = part->layer_count;
+    m->head_first = part->head_first;
+    m->head_count = part->head_count;
+    m->vocabulary_limit = plan->vocabulary_limit;
+    m->kv_type = plan->kv_type == PLAN_KV_F16    ? GPTOSS__PLAN__KV_TYPE__F16
+                 : plan->kv_type == PLAN_KV_BF16 ? GPTOSS__PLAN__KV_TYPE__BF16
+                                                 : GPTOSS__PLAN__KV_TYPE__F32;
+    m->kv_block_tokens = plan->block_tokens;
+    m->kv_full_blocks = plan->full_blocks;
+    m->kv_window_blocks = plan->window_blocks;
+    m->sequences = plan->sequences;
+    m->context = plan->context;
+    m->step_tokens = plan->step_tokens;
+    m->step_rows = plan->step_rows;
+    m->step_samples = plan->step_samples;
+    m->steps_in_flight = plan->steps_in_flight;
+    m->step_deadline_ms = step_deadline_ms;
+}
+
 static void send_plan(struct coordinator *c, uint32_t s)
 {
     const struct plan *plan = c->world.plan;
-    const struct plan_stage *stage = &plan->stages[s];
     uint32_t n_edges = plan->n_stages > 1 ? plan->n_stages : 0;
     Gptoss__Edge *edges = base_alloc(n_edges + 1, sizeof *edges);
     Gptoss__Edge **pointers = base_alloc(n_edges + 1, sizeof *pointers);
@@ -243,26 +268,7 @@ static void send_plan(struct coordinator *c, uint32_t s)
         pointers[e] = &edges[e];
     }
     Gptoss__Plan m = GPTOSS__PLAN__INIT;
-    m.stages = plan->n_stages;
-    m.stage = s;
-    m.layer_first = stage->layer_first;
-    m.layer_count = stage->layer_count;
-    m.head_first = stage->head_first;
-    m.head_count = stage->head_count;
-    m.vocabulary_limit = plan->vocabulary_limit;
-    m.kv_type = plan->kv_type == PLAN_KV_F16    ? GPTOSS__PLAN__KV_TYPE__F16
-                : plan->kv_type == PLAN_KV_BF16 ? GPTOSS__PLAN__KV_TYPE__BF16
-                                                : GPTOSS__PLAN__KV_TYPE__F32;
-    m.kv_block_tokens = plan->block_tokens;
-    m.kv_full_blocks = plan->full_blocks;
-    m.kv_window_blocks = plan->window_blocks;
-    m.sequences = plan->sequences;
-    m.context = plan->context;
-    m.step_tokens = plan->step_tokens;
-    m.step_rows = plan->step_rows;
-    m.step_samples = plan->step_samples;
-    m.steps_in_flight = plan->steps_in_flight;
-    m.step_deadline_ms = c->options.step_deadline_us / 1000;
+    coordinator_plan_message(plan, s, c->options.step_deadline_us / 1000, &m);
     m.n_edges = n_edges;
     m.edges = pointers;
     Gptoss__SupervisorMessage message;

@@ -143,14 +143,8 @@ void requests_finish(struct coordinator *c, struct request *r, Gptoss__Finished_
     server_init(&m, GPTOSS__SERVER_MESSAGE__BODY_FINISHED);
     m.finished = &finished;
     core_send_client(c, &r->client, &m);
-    if (r->linger_us) {
-        size_t size = protobuf_c_message_get_packed_size(&m.base);
-        uint8_t *bytes = base_alloc(size + 1, 1);
-        gptoss__server_message__pack(&m, bytes);
-        text_clear(&r->finished);
-        text_add(&r->finished, bytes, size);
-        free(bytes);
-    }
+    if (r->linger_us)
+        core_pack(&m.base, &r->finished);
     answer_free(&answer);
 
     sched_release(c, r);
@@ -212,15 +206,12 @@ static void send_token(struct coordinator *c, struct request *r, const Gptoss__S
     core_send_client(c, &r->client, &m);
     r->last_sent_us = now;
     if (r->linger_us) {
-        size_t size = protobuf_c_message_get_packed_size(&m.base);
-        uint8_t *bytes = base_alloc(size + 1, 1);
-        gptoss__server_message__pack(&m, bytes);
         r->outputs =
             base_grow(r->outputs, &r->outputs_capacity, r->n_outputs + 1, sizeof *r->outputs);
-        r->outputs[r->n_outputs] = (struct text){0};
-        text_add(&r->outputs[r->n_outputs++], bytes, size);
-        r->outputs_bytes += size;
-        free(bytes);
+        struct text *kept = &r->outputs[r->n_outputs++];
+        *kept = (struct text){0};
+        core_pack(&m.base, kept);
+        r->outputs_bytes += kept->size;
     }
 }
 
@@ -455,7 +446,7 @@ static void accept_encoded(struct coordinator *c, struct request *r, uint64_t no
 }
 
 /* Tokenises a bounded amount, oldest request first. */
-static bool encode(struct coordinator *c, uint64_t now)
+static void encode(struct coordinator *c, uint64_t now)
 {
     size_t budget = CORE_ENCODE_BUDGET;
     for (size_t i = 0; i < c->n_requests; i++) {
@@ -463,15 +454,14 @@ static bool encode(struct coordinator *c, uint64_t now)
         if (r->state != REQUEST_ENCODING)
             continue;
         if (!budget)
-            return true;
+            return;
         size_t size = r->prompt.text.size;
         if (!prompt_encode(&r->prompt, c->tokenizer, budget, &r->tokens) &&
             r->tokens.count < c->context)
-            return true; /* the budget is spent */
+            return; /* the budget is spent */
         budget -= size < budget ? size : budget;
         accept_encoded(c, r, now);
     }
-    return false;
 }
 
 static void send_progress(struct coordinator *c, struct request *r, uint64_t now)
@@ -489,9 +479,9 @@ static void send_progress(struct coordinator *c, struct request *r, uint64_t now
     r->last_sent_us = now;
 }
 
-bool requests_tick(struct coordinator *c, uint64_t now)
+void requests_tick(struct coordinator *c, uint64_t now)
 {
-    bool more = encode(c, now);
+    encode(c, now);
     size_t kept = 0;
     for (size_t i = 0; i < c->n_requests; i++) {
         struct request *r = c->requests[i];
@@ -511,7 +501,6 @@ bool requests_tick(struct coordinator *c, uint64_t now)
             c->requests[kept++] = r;
     }
     c->n_requests = kept;
-    return more;
 }
 
 uint64_t requests_next(const struct coordinator *c, uint64_t now)

@@ -26,7 +26,7 @@ struct row_buffers {
     struct request **candidates; /* [sequences] */
 };
 
-int sched_create(struct coordinator *c)
+void sched_create(struct coordinator *c)
 {
     const struct plan *plan = c->world.plan;
     blocks_create(&c->full, plan->full_blocks);
@@ -40,7 +40,6 @@ int sched_create(struct coordinator *c)
     b->pointers = base_alloc(plan->step_rows, sizeof *b->pointers);
     b->candidates = base_alloc(plan->sequences, sizeof *b->candidates);
     c->next_step = c->oldest_step = 1;
-    return 0;
 }
 
 void sched_destroy(struct coordinator *c)
@@ -101,8 +100,6 @@ static void admit(struct coordinator *c, uint64_t now)
     }
     for (size_t i = 0; i < c->n_requests; i++) {
         struct request *r = c->requests[i];
-        if (r->state == REQUEST_ENCODING)
-            continue;
         if (r->state != REQUEST_WAITING)
             continue;
         while (slot < c->world.plan->sequences && c->slots[slot])
