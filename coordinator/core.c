@@ -21,6 +21,8 @@ int coordinator_create(struct coordinator **out, const struct coordinator_option
         c->options.step_deadline_us = 300 * (uint64_t)CORE_SECOND;
     if (!c->options.silence_us)
         c->options.silence_us = 15 * (uint64_t)CORE_SECOND;
+    if (!c->options.gap_us)
+        c->options.gap_us = 50000;
     c->model_path = strdup(options->model_path);
     c->epoch = options->epoch;
     c->seed_state = options->seed;
@@ -60,6 +62,7 @@ void coordinator_destroy(struct coordinator *c)
     free(c->requests);
     plan_destroy(c->world.plan);
     free(c->world.ranks);
+    free(c->costs);
     for (size_t i = 0; i < c->events_count; i++)
         text_free(&c->events[c->events_first + i].bytes);
     free(c->events);

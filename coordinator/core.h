@@ -98,6 +98,7 @@ struct request {
 /* A row of a step in flight. */
 struct step_row {
     uint64_t serial, generation;
+    uint32_t slot;
     uint32_t position, count, sample_from;
 };
 
@@ -106,6 +107,7 @@ struct step {
     uint64_t issued_us;
     uint32_t n_rows;
     struct step_row *rows; /* [plan.step_rows] */
+    struct cost_work work; /* of all its rows */
 };
 
 struct rank {
@@ -159,10 +161,18 @@ struct coordinator {
 
     /* While SERVING. */
     struct blocks full, window;
-    bool *slots;        /* [plan.sequences] taken */
+    bool *slots;              /* [plan.sequences] taken */
+    struct request **by_slot; /* [plan.sequences] who has it, or NULL */
+    struct request **running; /* [n_running] by age: those that have a slot */
+    uint32_t n_running;
     struct step *steps; /* [plan.steps_in_flight]; step n at (n − 1) % steps_in_flight */
     uint64_t next_step, oldest_step; /* numbers; in flight: oldest … next − 1 */
     struct row_buffers *row_buffers; /* sched.c: where a step is put together */
+
+    struct cost_stage *costs; /* [n_costs] of each stage; outlives the world */
+    uint32_t n_costs;
+    double decode_seconds; /* what the last step's decode rows take */
+    uint64_t result_us;    /* when the last result came */
 
     struct event *events; /* a queue: events[first … first + count) */
     size_t events_first, events_count, events_capacity;

@@ -1,30 +1,14 @@
 /*
- * sched: which rows go into the next step.
- *
- * A step holds, in this order:
- *   1. decode rows: one token of each of several sequences. With S stages a step takes at most the
- *      S-th part of the sequences that decode, so that S steps of disjoint sequences fill the
- *      pipeline. A row may be issued before its token is known ("the one last sampled for this
- *      slot"), one sample ahead, so that no round trip to the coordinator stands between tokens; a row
- *      whose sample is still in the pipeline is left to a later step while there is other work.
- *   2. chunks of prompts, oldest first, up to the step's token budget. Chunks of one prompt follow one
- *      another without waiting.
+ * sched: slots and KV blocks for requests, steps out, results in. Which rows a step holds is in form.c.
  *
  * Blocks are given when a row is issued and may be given back at once when a sequence ends: stages run
  * steps in order, so whoever gets the block next writes it after its last reader.
  */
-#include "coordinator/core.h"
+#include "coordinator/sched.h"
 
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* Where a step is put together; sized by the plan. */
-struct row_buffers {
-    Gptoss__Row *rows;           /* [step_rows] */
-    Gptoss__Row **pointers;      /* [step_rows] */
-    struct request **candidates; /* [sequences] */
-};
 
 void sched_create(struct coordinator *c)
 {
@@ -32,14 +16,19 @@ void sched_create(struct coordinator *c)
     blocks_create(&c->full, plan->full_blocks);
     blocks_create(&c->window, plan->window_blocks);
     c->slots = base_alloc(plan->sequences, sizeof *c->slots);
+    c->by_slot = base_alloc(plan->sequences, sizeof(struct request *));
+    c->running = base_alloc(plan->sequences, sizeof(struct request *));
+    c->n_running = 0;
     c->steps = base_alloc(plan->steps_in_flight, sizeof *c->steps);
     for (uint32_t i = 0; i < plan->steps_in_flight; i++)
         c->steps[i].rows = base_alloc(plan->step_rows, sizeof *c->steps[i].rows);
     struct row_buffers *b = c->row_buffers = base_alloc(1, sizeof *b);
     b->rows = base_alloc(plan->step_rows, sizeof *b->rows);
     b->pointers = base_alloc(plan->step_rows, sizeof *b->pointers);
+    b->requests = base_alloc(plan->step_rows, sizeof *b->requests);
     b->candidates = base_alloc(plan->sequences, sizeof *b->candidates);
     c->next_step = c->oldest_step = 1;
+    costs_create(c);
 }
 
 void sched_destroy(struct coordinator *c)
@@ -47,7 +36,11 @@ void sched_destroy(struct coordinator *c)
     blocks_destroy(&c->full);
     blocks_destroy(&c->window);
     free(c->slots);
+    free(c->by_slot);
+    free(c->running);
     c->slots = NULL;
+    c->by_slot = c->running = NULL;
+    c->n_running = 0;
     for (uint32_t i = 0; c->steps && i < c->world.plan->steps_in_flight; i++)
         free(c->steps[i].rows);
     free(c->steps);
@@ -55,11 +48,48 @@ void sched_destroy(struct coordinator *c)
     if (c->row_buffers) {
         free(c->row_buffers->rows);
         free(c->row_buffers->pointers);
+        free(c->row_buffers->requests);
         free(c->row_buffers->candidates);
         free(c->row_buffers);
     }
     c->row_buffers = NULL;
     c->next_step = c->oldest_step = 1;
+}
+
+/* Where the request is, or belongs, among those that run. */
+static uint32_t running_index(const struct coordinator *c, const struct request *r)
+{
+    uint32_t low = 0, high = c->n_running;
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+        if (c->running[middle]->serial < r->serial)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+static void take_slot(struct coordinator *c, struct request *r, uint32_t slot)
+{
+    uint32_t at = running_index(c, r);
+    memmove(&c->running[at + 1], &c->running[at], (c->n_running - at) * sizeof *c->running);
+    c->running[at] = r;
+    c->n_running++;
+    c->slots[slot] = true;
+    c->by_slot[slot] = r;
+    r->slot = slot;
+}
+
+static void give_slot(struct coordinator *c, struct request *r)
+{
+    uint32_t at = running_index(c, r);
+    assert(c->running[at] == r);
+    c->n_running--;
+    memmove(&c->running[at], &c->running[at + 1], (c->n_running - at) * sizeof *c->running);
+    c->slots[r->slot] = false;
+    c->by_slot[r->slot] = NULL;
+    r->slot = CORE_NONE;
 }
 
 void sched_release(struct coordinator *c, struct request *r)
@@ -68,8 +98,7 @@ void sched_release(struct coordinator *c, struct request *r)
         return;
     blocks_release(&c->full, &r->full);
     blocks_release(&c->window, &r->window);
-    c->slots[r->slot] = false;
-    r->slot = CORE_NONE;
+    give_slot(c, r);
     r->generation++;
     r->issued = r->computed = 0;
     r->pending = 0;
@@ -107,8 +136,7 @@ static void admit(struct coordinator *c, uint64_t now)
         size_t need = blocks_for(c, r->tokens.count + 1);
         if (slot == c->world.plan->sequences || (running && promised + need > c->full.n_free))
             return;
-        c->slots[slot] = true;
-        r->slot = slot;
+        take_slot(c, r, slot);
         r->state = REQUEST_RUNNING;
         r->issued = r->computed = 0;
         r->pending = 0;
@@ -156,8 +184,7 @@ static bool take_blocks(struct coordinator *c, struct request *r, uint32_t count
     }
 }
 
-/* Adds a row of `count` tokens of r to the step. False: there were no blocks for it. */
-static bool add_row(struct coordinator *c, struct step *step, struct request *r, uint32_t count)
+bool sched_add_row(struct coordinator *c, struct step *step, struct request *r, uint32_t count)
 {
     /* What the slot's tables hold before this row: given blocks begin there. */
     size_t full_before = r->full.count, window_before = r->window.count;
@@ -191,10 +218,13 @@ static bool add_row(struct coordinator *c, struct step *step, struct request *r,
     step->rows[step->n_rows++] = (struct step_row){
         .serial = r->serial,
         .generation = r->generation,
+        .slot = r->slot,
         .position = (uint32_t)r->issued,
         .count = count,
         .sample_from = row->sample_from,
     };
+    c->row_buffers->requests[step->n_rows - 1] = r;
+    cost_add(&step->work, c->options.model, (uint32_t)r->issued, count, count - row->sample_from);
     r->restart = false;
     r->issued += count;
     r->pending += samples;
@@ -202,69 +232,16 @@ static bool add_row(struct coordinator *c, struct step *step, struct request *r,
     return true;
 }
 
-/* A sequence may take part in a decode row: its next token is known, or is the one sample under way. */
-static bool may_decode(const struct coordinator *c, const struct request *r)
+/* Blocks of the window pool that only this step still reads: whoever gets them writes them in a later
+ * one. */
+static void free_passed_windows(struct coordinator *c, const struct step *step)
 {
-    size_t sampled = r->tokens.count - r->n_prompt;
-    if (r->issued >= c->context || sampled + r->pending >= r->max_tokens)
-        return false;
-    return r->issued + 1 == r->tokens.count || (r->issued == r->tokens.count && r->pending == 1);
-}
-
-static int by_last_step(const void *a, const void *b)
-{
-    const struct request *x = *(struct request *const *)a, *y = *(struct request *const *)b;
-    if (x->last_step != y->last_step)
-        return x->last_step < y->last_step ? -1 : 1;
-    return x->serial < y->serial ? -1 : x->serial > y->serial;
-}
-
-static void add_decode_rows(struct coordinator *c, struct step *step, bool waiting_ones)
-{
-    const struct plan *plan = c->world.plan;
-    struct request **candidates = c->row_buffers->candidates;
-    uint32_t n = 0, decoding = 0;
-    for (size_t i = 0; i < c->n_requests; i++) {
-        struct request *r = c->requests[i];
-        if (r->state != REQUEST_RUNNING)
-            continue;
-        decoding += r->issued + 1 >= r->tokens.count;
-        if (!may_decode(c, r) || r->last_step == step->number)
-            continue;
-        /* Its sample is in the pipeline: a step with this row would wait for it at stage 0. */
-        bool early = r->issued == r->tokens.count && r->last_step + plan->n_stages > step->number;
-        if (early == waiting_ones)
-            candidates[n++] = r;
-    }
-    qsort(candidates, n, sizeof *candidates, by_last_step);
-    uint32_t most = (decoding + plan->n_stages - 1) / plan->n_stages;
-    uint32_t room = plan->step_rows < plan->step_samples ? plan->step_rows : plan->step_samples;
-    if (room > plan->step_tokens)
-        room = plan->step_tokens;
-    if (most > room)
-        most = room;
-    for (uint32_t i = 0; i < n && step->n_rows < most; i++)
-        if (candidates[i]->state == REQUEST_RUNNING) /* another row may have taken its blocks */
-            add_row(c, step, candidates[i], 1);
-}
-
-static void add_prompt_rows(struct coordinator *c, struct step *step)
-{
-    const struct plan *plan = c->world.plan;
-    uint32_t budget = plan->step_tokens - step->n_rows, samples = step->n_rows;
-    for (size_t i = 0; i < c->n_requests && budget && step->n_rows < plan->step_rows; i++) {
-        struct request *r = c->requests[i];
-        if (r->state != REQUEST_RUNNING || r->last_step == step->number ||
-            r->issued + 1 >= r->tokens.count)
-            continue;
-        size_t left = r->tokens.count - r->issued;
-        uint32_t count = left < budget ? (uint32_t)left : budget;
-        if (count == left && samples == plan->step_samples)
-            continue;
-        if (!add_row(c, step, r, count))
-            continue;
-        samples += count == left;
-        budget -= count;
+    uint32_t window = c->options.model->window, block = c->world.plan->block_tokens;
+    for (uint32_t i = 0; i < step->n_rows; i++) {
+        struct request *r = c->row_buffers->requests[i];
+        size_t passed = r->issued + 1 > window ? (r->issued + 1 - window) / block : 0;
+        if (passed > r->window.freed && step->rows[i].count > 1)
+            blocks_free_front(&c->window, &r->window, passed);
     }
 }
 
@@ -274,10 +251,8 @@ static bool form_step(struct coordinator *c, uint64_t now)
     step->number = c->next_step;
     step->n_rows = 0;
     step->issued_us = now;
-    add_decode_rows(c, step, false);
-    add_prompt_rows(c, step);
-    if (step->n_rows == 0)
-        add_decode_rows(c, step, true);
+    step->work = (struct cost_work){0};
+    form_rows(c, step);
     if (step->n_rows == 0)
         return false;
 
@@ -291,6 +266,7 @@ static bool form_step(struct coordinator *c, uint64_t now)
     message.body_case = GPTOSS__SUPERVISOR_MESSAGE__BODY_STEP;
     message.step = &m;
     core_send_rank(c, &c->world.ranks[0].peer, &message);
+    free_passed_windows(c, step);
     c->next_step++;
     c->n_steps++;
     return true;
@@ -344,11 +320,12 @@ void sched_result(struct coordinator *c, const Gptoss__StepResult *result, uint6
             return;
         }
     c->oldest_step++;
+    costs_result(c, step, now);
     size_t n = 0;
     for (uint32_t i = 0; i < step->n_rows; i++) {
         const struct step_row *row = &step->rows[i];
-        struct request *r = requests_find_serial(c, row->serial);
-        bool alive = r && r->state == REQUEST_RUNNING && r->generation == row->generation;
+        struct request *r = c->by_slot[row->slot];
+        bool alive = r && r->serial == row->serial && r->generation == row->generation;
         if (alive && r->computed < row->position + row->count)
             r->computed = row->position + row->count;
         for (uint32_t k = row->sample_from; k < row->count; k++, n++) {

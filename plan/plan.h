@@ -18,6 +18,7 @@
 #include <stdint.h>
 
 #include "gguf/gguf.h"
+#include "plan/cost.h"
 
 enum plan_kv_type { PLAN_KV_F32, PLAN_KV_F16, PLAN_KV_BF16 };
 
@@ -27,6 +28,7 @@ struct plan_rank {
     const char *device_uuid;    /* ranks with one uuid share memory; NULL: its own */
     uint64_t memory_free_bytes; /* 0: unknown, never refused */
     double bandwidth;           /* bytes a second; 0: unknown, taken as equal */
+    double flops; /* operations a second in large products; 0: unknown, in proportion to bandwidth */
     bool
         weights_in_place; /* weights stay in the mapped file (cpu): they need no memory of their own */
 };

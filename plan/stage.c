@@ -51,10 +51,14 @@ static double linear_bytes(const struct gguf_linear *linear)
     return (double)linear->weight->bytes + (linear->bias ? (double)linear->bias->bytes : 0);
 }
 
+double stage_layer_expert_bytes(const struct gguf_layer *layer)
+{
+    return linear_bytes(&layer->gate) + linear_bytes(&layer->up) + linear_bytes(&layer->down);
+}
+
 double stage_layer_token_bytes(const struct gguf_model *model, const struct gguf_layer *layer)
 {
-    double experts =
-        linear_bytes(&layer->gate) + linear_bytes(&layer->up) + linear_bytes(&layer->down);
+    double experts = stage_layer_expert_bytes(layer);
     return (double)layer->attn_norm->bytes + linear_bytes(&layer->attn_q) +
            linear_bytes(&layer->attn_k) + linear_bytes(&layer->attn_v) +
            linear_bytes(&layer->attn_out) + (double)layer->sinks->bytes +

@@ -23,6 +23,7 @@ uint64_t stage_blocks(uint64_t positions);
 
 /* Bytes that a layer reads for one token: of the experts only those that are active. */
 double stage_layer_token_bytes(const struct gguf_model *model, const struct gguf_layer *layer);
+double stage_layer_expert_bytes(const struct gguf_layer *layer); /* of all experts */
 /* Everything of stage s but KV and totals, from its range of layers; plan->context, sequences and the
  * bounds of a step are set. */
 void stage_fill(const struct draft *draft, uint32_t s, struct plan_stage *stage);

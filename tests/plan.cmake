@@ -1,4 +1,5 @@
 gptoss_test(plan gptoss_plan)
+gptoss_test(cost gptoss_plan m)
 if(TARGET gptoss_kernels)
   gptoss_test(plan_footprint gptoss_plan gptoss_kernels)
 endif()

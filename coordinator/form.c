@@ -1,0 +1,222 @@
+/*
+ * form: which rows go into the next step.
+ *
+ * A step holds, in this order:
+ *   1. decode rows: one token of each of several sequences. With S stages a step takes the S-th part
+ *      of the work that all decoding sequences are, so that S steps of disjoint sequences, which cost
+ *      every stage the same, fill the pipeline. A row may be issued before its token is known ("the
+ *      one last sampled for this slot"), one sample ahead, so that no round trip to the coordinator
+ *      stands between tokens; a row whose sample is still in the pipeline is left to a later step
+ *      while there is other work.
+ *   2. chunks of prompts, oldest first, as large as the step's time has room for. So a chunk shrinks
+ *      with its depth and with the decode rows beside it. Chunks of one prompt follow one another
+ *      without waiting.
+ *
+ * How long a step may take: while sequences decode, their tokens come one round of the pipeline apart.
+ * So a step with prompts takes the S-th part of options.gap_us at most, or twice what its decode rows
+ * take alone, whichever is more: prompts never starve, and slow the others to half their speed at
+ * most, or to one token in each gap. While none decodes, a step is as long as gets the prompts through
+ * the pipeline soonest. What a step takes is the cost model's word (plan/cost.h); its tokens are
+ * bounded by the plan in any case. Nothing of this changes a bit of any result.
+ */
+#include <math.h>
+#include <stdlib.h>
+
+#include "coordinator/sched.h"
+
+#define CHUNK_MIN   4  /* tokens of a prompt that a step takes, whatever it costs */
+#define CHUNK_ROUND 16 /* larger chunks are multiples of this */
+#define CHUNKS_MAX  64 /* that prompts are cut into, to fill the pipeline */
+
+/* ── decode rows ───────────────────────────────────────────────────────────────────────────── */
+
+/* A sequence may take part in a decode row: its next token is known, or is the one sample under way. */
+static bool may_decode(const struct coordinator *c, const struct request *r)
+{
+    size_t sampled = r->tokens.count - r->n_prompt;
+    if (r->issued >= c->context || sampled + r->pending >= r->max_tokens)
+        return false;
+    return r->issued + 1 == r->tokens.count || (r->issued == r->tokens.count && r->pending == 1);
+}
+
+static bool decodes(const struct request *r)
+{
+    return r->issued + 1 >= r->tokens.count;
+}
+
+static int by_last_step(const void *a, const void *b)
+{
+    const struct request *x = *(struct request *const *)a, *y = *(struct request *const *)b;
+    if (x->last_step != y->last_step)
+        return x->last_step < y->last_step ? -1 : 1;
+    return x->serial < y->serial ? -1 : x->serial > y->serial;
+}
+
+static double row_weight(const struct coordinator *c, const struct request *r)
+{
+    struct cost_work work = {0};
+    cost_add(&work, c->options.model, (uint32_t)r->issued, 1, 1);
+    return cost_of_row(&c->costs[0], &work);
+}
+
+/* How many sequences decode, and what one step's part of them weighs. */
+static uint32_t decoding(const struct coordinator *c, double *part)
+{
+    uint32_t n = 0;
+    double sum = 0;
+    for (uint32_t i = 0; i < c->n_running; i++)
+        if (decodes(c->running[i])) {
+            n++;
+            sum += row_weight(c, c->running[i]);
+        }
+    *part = sum / c->world.plan->n_stages;
+    return n;
+}
+
+/* `waiting_ones`: those whose sample is in the pipeline; a step with such a row waits at stage 0. */
+static void add_decode_rows(struct coordinator *c, struct step *step, double part,
+                            bool waiting_ones)
+{
+    const struct plan *plan = c->world.plan;
+    struct request **candidates = c->row_buffers->candidates;
+    uint32_t n = 0;
+    bool ordered = true;
+    for (uint32_t i = 0; i < c->n_running; i++) {
+        struct request *r = c->running[i];
+        if (!may_decode(c, r) || r->last_step == step->number)
+            continue;
+        bool early = r->issued == r->tokens.count && r->last_step + plan->n_stages > step->number;
+        if (early != waiting_ones)
+            continue;
+        ordered &= n == 0 || candidates[n - 1]->last_step <= r->last_step;
+        candidates[n++] = r;
+    }
+    if (!ordered)
+        qsort(candidates, n, sizeof *candidates, by_last_step);
+    uint32_t room = plan->step_rows < plan->step_samples ? plan->step_rows : plan->step_samples;
+    if (room > plan->step_tokens)
+        room = plan->step_tokens;
+    double sum = 0;
+    for (uint32_t i = 0; i < n && step->n_rows < room; i++) {
+        struct request *r = candidates[i];
+        if (r->slot == CORE_NONE) /* another row has taken its blocks */
+            continue;
+        /* The nearest to the part, whether it is a little less or more. */
+        double weight = row_weight(c, r);
+        if (step->n_rows > 0 && sum + weight / 2 >= part * (1 + 1e-9))
+            return;
+        if (sched_add_row(c, step, r, 1))
+            sum += weight;
+    }
+}
+
+/* ── prompts ───────────────────────────────────────────────────────────────────────────────── */
+
+/* The seconds of one step when all there is are prompts: with k chunks of the same cost, the last of
+ * them leaves the last of S stages after k + S − 1. */
+static double pipeline_target(const struct coordinator *c)
+{
+    const struct plan *plan = c->world.plan;
+    if (plan->n_stages == 1)
+        return INFINITY;
+    double tokens = 0, depth = 0;
+    for (uint32_t i = 0; i < c->n_running; i++) {
+        const struct request *r = c->running[i];
+        double left = decodes(r) ? 0 : (double)(r->tokens.count - r->issued);
+        tokens += left;
+        depth += left * ((double)r->issued + left / 2);
+    }
+    depth = tokens > 0 ? depth / tokens : 0;
+    double best = INFINITY, target = INFINITY;
+    uint32_t least = (uint32_t)(tokens / plan->step_tokens) + 1;
+    for (uint32_t k = least; k < least + CHUNKS_MAX && tokens / k >= CHUNK_ROUND; k++) {
+        struct cost_work work = {0};
+        uint32_t count = (uint32_t)ceil(tokens / k);
+        cost_add(&work, c->options.model, (uint32_t)depth, count, 0);
+        double seconds = cost_slowest(c->costs, plan->n_stages, &work);
+        double all = seconds * (k + plan->n_stages - 1);
+        if (all < best) {
+            best = all;
+            target = seconds;
+        }
+    }
+    return target;
+}
+
+static double with_chunk(const struct coordinator *c, const struct cost_work *work,
+                         const struct request *r, uint32_t count)
+{
+    struct cost_work more = *work;
+    cost_add(&more, c->options.model, (uint32_t)r->issued, count,
+             r->issued + count >= r->tokens.count);
+    return cost_slowest(c->costs, c->world.plan->n_stages, &more);
+}
+
+/* The most tokens of r, at most `most`, with which the step keeps to its seconds. */
+static uint32_t chunk(const struct coordinator *c, const struct cost_work *work,
+                      const struct request *r, uint32_t most, double target)
+{
+    if (with_chunk(c, work, r, most) <= target)
+        return most;
+    uint32_t low = 0, high = most; /* low fits, high does not */
+    while (high - low > (low > CHUNK_ROUND ? low / CHUNK_ROUND : 1)) {
+        uint32_t middle = low + (high - low) / 2;
+        if (with_chunk(c, work, r, middle) <= target)
+            low = middle;
+        else
+            high = middle;
+    }
+    return low >= 2 * CHUNK_ROUND ? low / CHUNK_ROUND * CHUNK_ROUND : low;
+}
+
+static void add_prompt_rows(struct coordinator *c, struct step *step, double target)
+{
+    const struct plan *plan = c->world.plan;
+    uint32_t budget = plan->step_tokens - step->n_rows, samples = step->n_rows;
+    bool any = false;
+    for (uint32_t i = 0; i < c->n_running && budget && step->n_rows < plan->step_rows; i++) {
+        struct request *r = c->running[i];
+        if (r->last_step == step->number || decodes(r))
+            continue;
+        size_t left = r->tokens.count - r->issued;
+        uint32_t most = left < budget ? (uint32_t)left : budget;
+        uint32_t count = chunk(c, &step->work, r, most, target);
+        if (count < CHUNK_MIN && !any)
+            count = most < CHUNK_MIN ? most : CHUNK_MIN;
+        if (count == left && samples == plan->step_samples)
+            count--;
+        if (count == 0)
+            return; /* the step is full */
+        if (!sched_add_row(c, step, r, count))
+            continue;
+        any = true;
+        samples += count == left;
+        budget -= count;
+        if (count < most)
+            return;
+    }
+}
+
+/* ── the step ──────────────────────────────────────────────────────────────────────────────── */
+
+static double target_seconds(const struct coordinator *c, const struct step *step)
+{
+    const struct plan *plan = c->world.plan;
+    double decode = c->decode_seconds;
+    if (step->n_rows)
+        decode = cost_slowest(c->costs, plan->n_stages, &step->work);
+    return fmax((double)c->options.gap_us * 1e-6 / plan->n_stages, 2 * decode);
+}
+
+void form_rows(struct coordinator *c, struct step *step)
+{
+    double part;
+    uint32_t n = decoding(c, &part);
+    add_decode_rows(c, step, part, false);
+    if (step->n_rows)
+        c->decode_seconds = cost_slowest(c->costs, c->world.plan->n_stages, &step->work);
+    if (n < c->n_running) /* there are prompts */
+        add_prompt_rows(c, step, n ? target_seconds(c, step) : pipeline_target(c));
+    if (step->n_rows == 0)
+        add_decode_rows(c, step, part, true);
+}

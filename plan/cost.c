@@ -1,0 +1,266 @@
+#include "plan/cost.h"
+
+#include <math.h>
+
+#include "plan/plan.h"
+#include "plan/stage.h"
+
+/* Rates where a rank has not said its own. GPUs of one generation do about so many operations for a
+ * byte that they read, and CPUs so many. */
+#define GPU_BANDWIDTH      2e12
+#define CPU_BANDWIDTH      2e10
+#define GPU_FLOPS_PER_BYTE 100.0
+#define CPU_FLOPS_PER_BYTE 5.0
+#define GPU_STEP_SECONDS   100e-6 /* launches, host */
+#define CPU_STEP_SECONDS   30e-6
+#define GPU_ROW_SECONDS    1e-6 /* of a row in one layer, and of drawing one sample */
+#define CPU_ROW_SECONDS    2e-6
+
+#define FACTOR_MIN 0.02
+#define FACTOR_MAX 100.0
+#define PRIOR      0.02  /* steps that factors of 1 count as */
+#define MEMORY     0.998 /* of the steps before of a kind, with each new one */
+#define CURVE_MIN  0.5
+#define CURVE_MAX  2.0
+#define CURVE_SEEN 4.0 /* steps from which on a point of the curve counts for half */
+
+void cost_add(struct cost_work *work, const struct gguf_model *model, uint32_t position,
+              uint32_t count, uint32_t samples)
+{
+    double first = position, n = count, window = model->window ? model->window : 1;
+    work->tokens += n;
+    work->rows += 1;
+    work->samples += samples;
+    work->full_reads += first + n;
+    work->full_pairs += n * (first + (n + 1) / 2);
+    work->window_reads += fmin(first, window - 1) + n;
+    /* Tokens before position window − 1 see all there is. */
+    double early = fmin(fmax(window - 1 - first, 0), n);
+    work->window_pairs += early * (first + (early + 1) / 2) + (n - early) * window;
+    work->prompt |= count > 1;
+}
+
+static double matrix_flops(const struct gguf_tensor *weight)
+{
+    return 2.0 * (double)weight->ne[0] * (double)weight->ne[1] * (double)weight->ne[2];
+}
+
+void cost_stage_init(struct cost_stage *stage, const struct gguf_model *model,
+                     const struct plan *plan, uint32_t s, const struct plan_rank *rank)
+{
+    const struct plan_stage *part = &plan->stages[s];
+    bool gpu = rank && !rank->weights_in_place;
+    double bandwidth = rank && rank->bandwidth > 0 ? rank->bandwidth
+                       : gpu                       ? GPU_BANDWIDTH
+                                                   : CPU_BANDWIDTH;
+    double flops = rank && rank->flops > 0
+                       ? rank->flops
+                       : bandwidth * (gpu ? GPU_FLOPS_PER_BYTE : CPU_FLOPS_PER_BYTE);
+    double element = plan->kv_type == PLAN_KV_F32 ? 4 : 2;
+    double dense = 0, experts = 0, token_flops = 0;
+    for (uint32_t i = 0; i < part->layer_count; i++) {
+        const struct gguf_layer *layer = &model->layers[part->layer_first + i];
+        double active = (double)model->active / model->experts;
+        experts += stage_layer_expert_bytes(layer);
+        dense += stage_layer_token_bytes(model, layer) - stage_layer_expert_bytes(layer) * active;
+        token_flops += matrix_flops(layer->attn_q.weight) + matrix_flops(layer->attn_k.weight) +
+                       matrix_flops(layer->attn_v.weight) + matrix_flops(layer->attn_out.weight) +
+                       active * (matrix_flops(layer->gate.weight) + matrix_flops(layer->up.weight) +
+                                 matrix_flops(layer->down.weight));
+    }
+    double row = gpu ? GPU_ROW_SECONDS : CPU_ROW_SECONDS;
+    double head_rows = part->head_count;
+    *stage = (struct cost_stage){
+        .full_layers = part->full_layers,
+        .window_layers = part->window_layers,
+        .not_chosen = log1p(-fmin((double)model->active / model->experts, 1 - 1e-9)),
+    };
+    stage->unit[COST_STEP] = (gpu ? GPU_STEP_SECONDS : CPU_STEP_SECONDS) + dense / bandwidth;
+    stage->unit[COST_EXPERTS] = experts / bandwidth;
+    stage->unit[COST_TOKENS] = token_flops / flops;
+    stage->unit[COST_ROWS] = row * part->layer_count;
+    stage->unit[COST_READS] = 2.0 * model->kv_heads * model->head_dim * element / bandwidth;
+    stage->unit[COST_PAIRS] = 4.0 * model->heads * model->head_dim / flops;
+    stage->unit[COST_HEAD] = head_rows * (double)model->output->row_bytes / bandwidth;
+    stage->unit[COST_SAMPLES] =
+        head_rows > 0 ? 2.0 * head_rows * model->hidden / flops + 10 * row : 0;
+    for (int i = 0; i < COST_TERMS; i++)
+        stage->factor[i] = 1;
+    for (int i = 0; i < COST_CURVE; i++)
+        stage->curve[0][i] = stage->curve[1][i] = 1;
+}
+
+/* How much of each term a step asks for, in seconds at the rank's rates. */
+static void terms(const struct cost_stage *stage, const struct cost_work *work,
+                  double x[COST_TERMS])
+{
+    const double *unit = stage->unit;
+    x[COST_STEP] = unit[COST_STEP];
+    x[COST_EXPERTS] = unit[COST_EXPERTS] * -expm1(work->tokens * stage->not_chosen);
+    x[COST_TOKENS] = unit[COST_TOKENS] * work->tokens;
+    x[COST_ROWS] = unit[COST_ROWS] * work->rows;
+    x[COST_READS] = unit[COST_READS] * (work->full_reads * stage->full_layers +
+                                        work->window_reads * stage->window_layers);
+    x[COST_PAIRS] = unit[COST_PAIRS] * (work->full_pairs * stage->full_layers +
+                                        work->window_pairs * stage->window_layers);
+    x[COST_HEAD] = work->samples > 0 ? unit[COST_HEAD] : 0;
+    x[COST_SAMPLES] = unit[COST_SAMPLES] * work->samples;
+}
+
+static double sum_of(const struct cost_stage *stage, const double x[COST_TERMS])
+{
+    double sum = 0;
+    for (int i = 0; i < COST_TERMS; i++)
+        sum += stage->factor[i] * x[i];
+    return sum;
+}
+
+/* Where a step lies on the curve: between points *at and *at + 1, *part of the way. */
+static void place(const struct cost_work *work, int *at, double *part)
+{
+    double x = log2(fmax(work->tokens, 1));
+    if (x > COST_CURVE - 1)
+        x = COST_CURVE - 1;
+    *at = x >= COST_CURVE - 1 ? COST_CURVE - 2 : (int)x;
+    *part = x - *at;
+}
+
+static double curve(const struct cost_stage *stage, const struct cost_work *work)
+{
+    int at;
+    double part;
+    place(work, &at, &part);
+    const double *points = stage->curve[work->prompt];
+    return points[at] * (1 - part) + points[at + 1] * part;
+}
+
+double cost_seconds(const struct cost_stage *stage, const struct cost_work *work)
+{
+    double x[COST_TERMS];
+    terms(stage, work, x);
+    return sum_of(stage, x) * curve(stage, work);
+}
+
+double cost_slowest(const struct cost_stage *stages, uint32_t n, const struct cost_work *work)
+{
+    double slowest = 0;
+    for (uint32_t s = 0; s < n; s++)
+        slowest = fmax(slowest, cost_seconds(&stages[s], work));
+    return slowest;
+}
+
+double cost_of_row(const struct cost_stage *stage, const struct cost_work *row)
+{
+    const double *unit = stage->unit, *factor = stage->factor;
+    return factor[COST_TOKENS] * unit[COST_TOKENS] * row->tokens +
+           factor[COST_ROWS] * unit[COST_ROWS] * row->rows +
+           factor[COST_READS] * unit[COST_READS] *
+               (row->full_reads * stage->full_layers + row->window_reads * stage->window_layers) +
+           factor[COST_PAIRS] * unit[COST_PAIRS] *
+               (row->full_pairs * stage->full_layers + row->window_pairs * stage->window_layers) +
+           factor[COST_SAMPLES] * unit[COST_SAMPLES] * row->samples;
+}
+
+/* Solves a · x = b in place, for a symmetric positive definite a of n rows. */
+static void solve_spd(int n, double a[COST_TERMS][COST_TERMS], double b[COST_TERMS])
+{
+    for (int i = 0; i < n; i++) { /* a = l · lᵀ, l in the lower half */
+        for (int k = 0; k <= i; k++) {
+            double sum = a[i][k];
+            for (int j = 0; j < k; j++)
+                sum -= a[i][j] * a[k][j];
+            a[i][k] = i == k ? sqrt(fmax(sum, 1e-12)) : sum / a[k][k];
+        }
+        for (int k = 0; k < i; k++)
+            b[i] -= a[i][k] * b[k];
+        b[i] /= a[i][i];
+    }
+    for (int i = n; i-- > 0;) {
+        for (int k = i + 1; k < n; k++)
+            b[i] -= a[k][i] * b[k];
+        b[i] /= a[i][i];
+    }
+}
+
+/* The factors that are best for all that was observed, near 1 where that says nothing. One that leaves
+ * its bounds stays at the bound, and the others are solved for again. */
+static void solve(struct cost_stage *stage)
+{
+    bool bound[COST_TERMS] = {false};
+    for (bool again = true; again;) {
+        double a[COST_TERMS][COST_TERMS], b[COST_TERMS];
+        int n = 0, index[COST_TERMS];
+        for (int i = 0; i < COST_TERMS; i++)
+            if (!bound[i])
+                index[n++] = i;
+        for (int i = 0; i < n; i++) {
+            int row = index[i];
+            b[i] = PRIOR + stage->targets[0][row] + stage->targets[1][row];
+            for (int k = 0; k < COST_TERMS; k++)
+                if (bound[k])
+                    b[i] -= stage->factor[k] *
+                            (stage->products[0][row][k] + stage->products[1][row][k]);
+            for (int k = 0; k < n; k++)
+                a[i][k] = stage->products[0][row][index[k]] + stage->products[1][row][index[k]];
+            a[i][i] += PRIOR;
+        }
+        solve_spd(n, a, b);
+        again = false;
+        for (int i = 0; i < n; i++) {
+            double factor = fmin(fmax(b[i], FACTOR_MIN), FACTOR_MAX);
+            stage->factor[index[i]] = factor;
+            bound[index[i]] = !(factor == b[i]);
+            again |= bound[index[i]] && n > 1;
+        }
+    }
+}
+
+/* One step more for the points of the curve beside it: each is the mean of measured over predicted,
+ * drawn to 1 while few steps were seen. */
+static void bend(struct cost_stage *stage, const struct cost_work *work, double ratio)
+{
+    int at;
+    double part;
+    place(work, &at, &part);
+    for (int k = 0; k < 2; k++) {
+        double share = k ? part : 1 - part;
+        double *weight = &stage->weight[work->prompt][at + k];
+        double *point = &stage->curve[work->prompt][at + k];
+        if (!(share > 0))
+            continue;
+        *weight = *weight * (1 - (1 - MEMORY) * share) + share;
+        *point += share / (*weight + CURVE_SEEN) * (ratio - *point);
+        *point = fmin(fmax(*point, CURVE_MIN), CURVE_MAX);
+    }
+}
+
+void cost_observe(struct cost_stage *stage, const struct cost_work *work, double seconds)
+{
+    if (!(seconds > 0) || !isfinite(seconds) || work->rows < 1)
+        return;
+    double x[COST_TERMS];
+    terms(stage, work, x);
+    double predicted = sum_of(stage, x) * curve(stage, work);
+    /* A step that was held up by something else, or a clock that jumped, counts for one step at most. */
+    double scale = 1 / fmax(predicted, seconds);
+    double(*products)[COST_TERMS] = stage->products[work->prompt];
+    double *targets = stage->targets[work->prompt];
+    for (int i = 0; i < COST_TERMS; i++) {
+        for (int k = 0; k < COST_TERMS; k++)
+            products[i][k] = products[i][k] * MEMORY + x[i] * x[k] * scale * scale;
+        targets[i] = targets[i] * MEMORY + x[i] * seconds * scale * scale;
+    }
+    solve(stage);
+    double ratio = seconds / sum_of(stage, x);
+    bend(stage, work, fmin(fmax(ratio, CURVE_MIN), CURVE_MAX));
+    stage->observed = stage->observed * MEMORY + 1;
+    double weight = fmax(1 / stage->observed, 0.02);
+    stage->error += weight * (fabs(seconds - predicted) / predicted - stage->error);
+}
+
+const char *cost_term_name(enum cost_term term)
+{
+    static const char *const names[COST_TERMS] = {"step",  "experts", "tokens", "rows",
+                                                  "reads", "pairs",   "head",   "samples"};
+    return names[term];
+}
