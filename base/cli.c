@@ -57,6 +57,7 @@ static const char *const shared_variables[] = {
     "GPTOSS_TEMPERATURE",
     "GPTOSS_THREADS",
     "GPTOSS_TIMEOUT",
+    "GPTOSS_TOKEN_GAP",
     "GPTOSS_TOOLS",
     "GPTOSS_TOP_K",
     "GPTOSS_TOP_P",

@@ -19,7 +19,7 @@
 struct options {
     const char *model, *bind, *workers_bind, *layers, *kv_type, *device, *worker;
     int64_t launch, context, sequences, threads, max_queue, step_tokens;
-    double drain, step_deadline, silence;
+    double drain, token_gap, step_deadline, silence;
     bool plan_only, insecure;
 };
 
@@ -123,6 +123,7 @@ static int run(const struct options *o, const char *path, const uint32_t *layers
         .context = (uint32_t)o->context,
         .sequences = (uint32_t)o->sequences,
         .step_tokens = (uint32_t)o->step_tokens,
+        .gap_us = (uint64_t)(o->token_gap * 1e3),
         .layers = layers,
         .n_layers_given = n_layers,
         .max_queue = (uint32_t)o->max_queue,
@@ -175,6 +176,7 @@ int main(int argc, char **argv)
         .device = "auto",
         .max_queue = 512,
         .drain = 30,
+        .token_gap = 50,
         .step_deadline = 300,
         .silence = 15,
     };
@@ -184,8 +186,8 @@ int main(int argc, char **argv)
          &o.model, 0, 0, NULL},
         {CLI_INT, "context", 'c', "T", "positions of one sequence, answer included",
          "the model's, at most 8192", "GPTOSS_CONTEXT", &o.context, 1, UINT32_MAX, NULL},
-        {CLI_INT, "sequences", 's', "S", "sequences that are computed at a time", "16",
-         "GPTOSS_SEQUENCES", &o.sequences, 1, 4096, NULL},
+        {CLI_INT, "sequences", 's', "S", "sequences that are computed at a time",
+         "16, on GPUs up to 256", "GPTOSS_SEQUENCES", &o.sequences, 1, 4096, NULL},
         {CLI_STRING, "kv-type", 0, "TYPE", "type of the KV cache: f32, f16 or bf16",
          "f32 on CPUs, f16 on GPUs", "GPTOSS_KV_TYPE", &o.kv_type, 0, 0, NULL},
         {.type = CLI_GROUP, .text = "Ranks"},
@@ -211,8 +213,11 @@ int main(int argc, char **argv)
         {.type = CLI_GROUP, .text = "Limits"},
         {CLI_INT, "max-queue", 0, "N", "requests that may wait", "512", "GPTOSS_MAX_QUEUE",
          &o.max_queue, 1, 100000, NULL},
-        {CLI_INT, "step-tokens", 0, "N", "tokens of one step", "512, or 128 on CPUs",
+        {CLI_INT, "step-tokens", 0, "N", "tokens of one step", "2048, or 128 on CPUs",
          "GPTOSS_STEP_TOKENS", &o.step_tokens, 1, 8192, NULL},
+        {CLI_FLOAT, "token-gap", 0, "MS",
+         "prompts delay the tokens of others to one in this time, or to half their speed", "50",
+         "GPTOSS_TOKEN_GAP", &o.token_gap, 0.1, 1e6, NULL},
         {CLI_FLOAT, "step-deadline", 0, "SECONDS", "a step that takes longer has failed", "300",
          "GPTOSS_STEP_DEADLINE", &o.step_deadline, 0.1, 1e6, NULL},
         {CLI_FLOAT, "silence", 0, "SECONDS", "a rank that says nothing for so long is lost", "15",

@@ -320,7 +320,7 @@ static void make_plan(struct coordinator *c, uint64_t now)
                                             : PLAN_KV_F16,
         .step_tokens = c->options.step_tokens ? c->options.step_tokens
                        : all_cpu              ? 128
-                                              : 512,
+                                              : 2048,
         .vocabulary_limit = tokenizer_limit(c->tokenizer),
     };
     char err[512] = "";

@@ -40,9 +40,12 @@ void cost_add(struct cost_work *work, const struct gguf_model *model, uint32_t p
     work->prompt |= count > 1;
 }
 
-static double matrix_flops(const struct gguf_tensor *weight)
+/* Operations of a layer for one token, without attention over positions. */
+static double layer_flops(const struct gguf_model *m)
 {
-    return 2.0 * (double)weight->ne[0] * (double)weight->ne[1] * (double)weight->ne[2];
+    double hidden = m->hidden, q = (double)m->heads * m->head_dim;
+    double kv = (double)m->kv_heads * m->head_dim;
+    return 2 * hidden * (2 * q + 2 * kv + m->experts + (double)m->active * 3 * m->expert_ffn);
 }
 
 void cost_stage_init(struct cost_stage *stage, const struct gguf_model *model,
@@ -63,10 +66,7 @@ void cost_stage_init(struct cost_stage *stage, const struct gguf_model *model,
         double active = (double)model->active / model->experts;
         experts += stage_layer_expert_bytes(layer);
         dense += stage_layer_token_bytes(model, layer) - stage_layer_expert_bytes(layer) * active;
-        token_flops += matrix_flops(layer->attn_q.weight) + matrix_flops(layer->attn_k.weight) +
-                       matrix_flops(layer->attn_v.weight) + matrix_flops(layer->attn_out.weight) +
-                       active * (matrix_flops(layer->gate.weight) + matrix_flops(layer->up.weight) +
-                                 matrix_flops(layer->down.weight));
+        token_flops += layer_flops(model);
     }
     double row = gpu ? GPU_ROW_SECONDS : CPU_ROW_SECONDS;
     double head_rows = part->head_count;

@@ -21,6 +21,8 @@
 enum {
     DEFAULT_CONTEXT = 8192,
     DEFAULT_SEQUENCES = 16,
+    GPU_SEQUENCES = 256,
+    SEQUENCE_ROOM = 1024, /* positions that each of many sequences has room for */
     DEFAULT_STEP_TOKENS = 512,
     STEP_SAMPLES_MIN = 64, /* replay samples several positions of one row */
     SEQUENCES_MAX = 1 << 20,
@@ -126,6 +128,17 @@ static uint32_t size_full_pool(const struct draft *draft)
     return (uint32_t)blocks;
 }
 
+/* Blocks of the window pool: what each sequence's window touches, and the tokens of one step. What a
+ * step's chunks leave behind their windows is free again for the next one. */
+static uint32_t size_window_pool(const struct gguf_model *model, const struct plan *plan)
+{
+    uint64_t window = model->window < plan->context ? model->window : plan->context;
+    uint64_t tokens = (uint64_t)plan->sequences * plan->context;
+    if (tokens > plan->step_tokens)
+        tokens = plan->step_tokens;
+    return (uint32_t)(plan->sequences * (window / BLOCK_TOKENS + 2) + tokens / BLOCK_TOKENS + 1);
+}
+
 /* Fills the plan for plan->context and plan->sequences. 0; 1: does not fit; -1: out of memory. */
 static int try_plan(const struct draft *draft)
 {
@@ -141,10 +154,7 @@ static int try_plan(const struct draft *draft)
     plan->step_samples = plan->step_rows > STEP_SAMPLES_MIN ? plan->step_rows : STEP_SAMPLES_MIN;
     if (plan->step_samples > plan->step_tokens)
         plan->step_samples = plan->step_tokens;
-    uint64_t touched = (uint64_t)model->window + plan->step_tokens - 1;
-    if (touched > plan->context)
-        touched = plan->context;
-    plan->window_blocks = (uint32_t)((touched / BLOCK_TOKENS + 2) * plan->sequences);
+    plan->window_blocks = size_window_pool(model, plan);
 
     if (draft->options->layers)
         memcpy(counts, draft->options->layers, plan->n_stages * sizeof *counts);
@@ -323,6 +333,28 @@ static void fill_share(const struct plan_options *options, uint64_t *share)
     }
 }
 
+/* How many sequences at a time where nobody said: GPUs decode many for little more than a few, so as
+ * many as leave each of them room for an answer. -1: out of memory. */
+static int choose_sequences(const struct draft *draft)
+{
+    struct plan *plan = draft->plan;
+    plan->sequences = DEFAULT_SEQUENCES;
+    for (uint32_t s = 0; s < plan->n_stages; s++)
+        if (in_place(draft, s) || draft->share[s] == 0)
+            return 0;
+    for (uint32_t n = GPU_SEQUENCES; n > DEFAULT_SEQUENCES; n /= 2) {
+        plan->sequences = n;
+        int status = try_plan(draft);
+        if (status < 0)
+            return -1;
+        uint64_t room = plan->context < SEQUENCE_ROOM ? plan->context : SEQUENCE_ROOM;
+        if (status == 0 && plan->full_blocks >= n * stage_blocks(room))
+            return 0;
+    }
+    plan->sequences = DEFAULT_SEQUENCES;
+    return 0;
+}
+
 static uint32_t or_default(uint32_t given, uint32_t fallback)
 {
     return given > 0 ? given : fallback;
@@ -359,6 +391,8 @@ int plan_create(struct plan **out, const struct gguf_model *model,
         goto no_memory;
     fill_share(options, share);
     struct draft draft = {.model = model, .options = options, .plan = plan, .share = share};
+    if (options->sequences == 0 && choose_sequences(&draft))
+        goto no_memory;
     status = try_plan(&draft);
     if (status == 1) {
         say_what_would_fit(&draft, err, err_size);

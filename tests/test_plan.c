@@ -307,8 +307,8 @@ static void the_pools_hold_every_sequence(void **state)
     struct plan *plan =
         plan_of(&fake, (struct plan_options){.n_ranks = 2, .context = 8001, .sequences = 12}, 0);
     assert_int_equal(plan->full_blocks, 12 * 501);
-    /* 127 + 512 positions, touched at any offset within a block. */
-    assert_int_equal(plan->window_blocks, 12 * (639 / 16 + 2));
+    /* A window at any offset within a block for each, and one step of 512 tokens. */
+    assert_int_equal(plan->window_blocks, 12 * (128 / 16 + 2) + 512 / 16 + 1);
     for (int s = 0; s < 2; s++) {
         const struct plan_stage *stage = &plan->stages[s];
         uint64_t position = 2 * 4 * 8 * 64;
@@ -350,6 +350,32 @@ static void the_kv_pool_shrinks_to_what_is_left(void **state)
                     plan_kv_block_bytes(&fake.model, PLAN_KV_F32, 16, 12) >
                 plan->stages[0].memory_bytes);
     plan_destroy(plan);
+}
+
+static void gpus_get_as_many_sequences_as_have_room(void **state)
+{
+    (void)state;
+    static const struct {
+        double gib;
+        bool cpu;
+        uint32_t sequences;
+    } cases[] = {{80, false, 256},  {24, false, 256}, {17, false, 128}, {14, false, 64},
+                 {12.5, false, 16}, {80, true, 16},   {0, false, 16}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct fake fake;
+        make_20b(&fake);
+        give_memory(&fake, 1, cases[i].gib);
+        fake.ranks[0].weights_in_place = cases[i].cpu;
+        struct plan *plan;
+        struct plan_options options = {
+            .n_ranks = 1, .ranks = fake.ranks, .kv_type = PLAN_KV_F16, .step_tokens = 2048};
+        if (plan_create(&plan, &fake.model, &options, err, sizeof err) < 0)
+            fail_msg("%s", err);
+        if (plan->sequences != cases[i].sequences)
+            fail_msg("%g GiB: %u sequences, want %u", cases[i].gib, plan->sequences,
+                     cases[i].sequences);
+        plan_destroy(plan);
+    }
 }
 
 static void says_which_context_and_how_many_sequences_would_fit(void **state)
@@ -518,7 +544,8 @@ static void the_table_has_a_row_a_rank_and_says_the_capacity(void **state)
     struct fake fake;
     make_20b(&fake);
     give_memory(&fake, 2, 80);
-    struct plan *plan = plan_of(&fake, (struct plan_options){.n_ranks = 2, .ranks = fake.ranks}, 0);
+    struct plan *plan = plan_of(
+        &fake, (struct plan_options){.n_ranks = 2, .ranks = fake.ranks, .sequences = 16}, 0);
     char *table = plan_table(plan, fake.ranks);
     assert_non_null(table);
     unsigned lines = 0;
@@ -559,6 +586,7 @@ int main(void)
         cmocka_unit_test(the_pools_hold_every_sequence),
         cmocka_unit_test(kv_of_16_bits_takes_half),
         cmocka_unit_test(the_kv_pool_shrinks_to_what_is_left),
+        cmocka_unit_test(gpus_get_as_many_sequences_as_have_room),
         cmocka_unit_test(says_which_context_and_how_many_sequences_would_fit),
         cmocka_unit_test(a_model_that_is_too_large_still_gets_a_plan_to_show),
         cmocka_unit_test(ranks_on_one_device_share_its_memory),
