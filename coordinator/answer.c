@@ -13,40 +13,43 @@ struct sink {
     struct answer *answer;
 };
 
+/* `recipient` is the parser's memory. */
 static void add_piece(struct answer *answer, Gptoss__Piece__Channel channel, const char *recipient,
                       uint32_t message, const char *bytes, size_t size)
 {
     answer->list =
         base_grow(answer->list, &answer->capacity, answer->n_pieces + 1, sizeof *answer->list);
     struct answer_piece *p = &answer->list[answer->n_pieces++];
-    *p = (struct answer_piece){.piece = GPTOSS__PIECE__INIT};
+    gptoss__piece__init(&p->piece);
     p->piece.channel = channel;
     p->piece.message = message;
-    text_add(&p->recipient, recipient, strlen(recipient));
-    text_add(&p->text, bytes, size);
+    p->piece.recipient = (char *)(uintptr_t)recipient;
+    p->at = answer->text.size;
+    p->size = size;
+    text_add(&answer->text, bytes, size);
 }
 
 Gptoss__Piece **answer_pieces(struct answer *answer)
 {
-    if (answer->n_pieces == 0)
-        return NULL;
-    free(answer->pointers);
-    answer->pointers = base_alloc(answer->n_pieces, sizeof *answer->pointers);
+    answer->pointers = base_grow(answer->pointers, &answer->n_pointers, answer->n_pieces,
+                                 sizeof *answer->pointers);
     for (size_t i = 0; i < answer->n_pieces; i++) {
         struct answer_piece *p = &answer->list[i];
-        p->piece.recipient = p->recipient.bytes ? p->recipient.bytes : (char *)(uintptr_t) "";
-        p->piece.text = core_binary(p->text.bytes, p->text.size);
+        p->piece.text = core_binary(answer->text.bytes + p->at, p->size);
         answer->pointers[i] = &p->piece;
     }
     return answer->pointers;
 }
 
+void answer_clear(struct answer *answer)
+{
+    answer->n_pieces = 0;
+    text_clear(&answer->text);
+}
+
 void answer_free(struct answer *answer)
 {
-    for (size_t i = 0; i < answer->n_pieces; i++) {
-        text_free(&answer->list[i].recipient);
-        text_free(&answer->list[i].text);
-    }
+    text_free(&answer->text);
     free(answer->list);
     free(answer->pointers);
     *answer = (struct answer){0};

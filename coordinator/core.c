@@ -3,6 +3,7 @@
  * ranks.c (the world of ranks) and sched.c (steps).
  */
 #include "coordinator/core.h"
+#include "coordinator/wire.h"
 
 #include <assert.h>
 #include <stdarg.h>
@@ -63,10 +64,10 @@ void coordinator_destroy(struct coordinator *c)
     plan_destroy(c->world.plan);
     free(c->world.ranks);
     free(c->costs);
-    for (size_t i = 0; i < c->events_count; i++)
-        text_free(&c->events[c->events_first + i].bytes);
+    requests_free_answer(c);
+    for (size_t i = 0; i < c->events_capacity; i++)
+        text_free(&c->events[i].bytes);
     free(c->events);
-    text_free(&c->taken);
     tokenizer_destroy(c->tokenizer);
     free(c->model_path);
     free(c);
@@ -74,41 +75,60 @@ void coordinator_destroy(struct coordinator *c)
 
 /* ── events ────────────────────────────────────────────────────────────────────────────────── */
 
+/* The queue is a ring; a slot keeps the memory of its bytes for the next event in it. One slot more than
+ * is used stays free: what was taken last is still read. */
 static struct event *event_add(struct coordinator *c, enum coordinator_event_kind kind)
 {
-    if (c->events_first > 0 && c->events_first + c->events_count == c->events_capacity) {
-        memmove(c->events, c->events + c->events_first, c->events_count * sizeof *c->events);
+    if (c->events_count + 1 >= c->events_capacity) {
+        size_t capacity = c->events_capacity ? 2 * c->events_capacity : 64;
+        struct event *events = base_alloc(capacity, sizeof *events);
+        for (size_t i = 0; i < c->events_capacity; i++)
+            events[i] = c->events[(c->events_first + i) % c->events_capacity];
+        free(c->events);
+        c->events = events;
+        c->taken = NULL;
+        c->events_capacity = capacity;
         c->events_first = 0;
     }
-    c->events = base_grow(c->events, &c->events_capacity, c->events_first + c->events_count + 1,
-                          sizeof *c->events);
-    struct event *event = &c->events[c->events_first + c->events_count++];
-    *event = (struct event){.kind = kind};
+    struct event *event = &c->events[(c->events_first + c->events_count++) % c->events_capacity];
+    event->kind = kind;
+    event->side = COORDINATOR_CLIENTS;
+    event->peer.size = 0;
+    event->level = event->code = 0;
+    text_clear(&event->bytes);
     return event;
 }
 
 bool coordinator_take(struct coordinator *c, struct coordinator_event *event)
 {
+    if (c->taken) { /* large ones are not kept */
+        if (c->taken->capacity > CORE_EVENT_BYTES)
+            text_free(c->taken);
+        c->taken = NULL;
+    }
     if (c->events_count == 0)
         return false;
     struct event *first = &c->events[c->events_first];
-    text_free(&c->taken);
-    c->taken = first->bytes;
-    c->taken_peer = first->peer;
+    c->taken = &first->bytes;
     *event = (struct coordinator_event){
         .kind = first->kind,
         .side = first->side,
-        .peer = c->taken_peer.bytes,
-        .peer_size = c->taken_peer.size,
-        .bytes = c->taken.bytes ? c->taken.bytes : "",
-        .size = c->taken.size,
+        .peer = first->peer.bytes,
+        .peer_size = first->peer.size,
+        .bytes = first->bytes.bytes ? first->bytes.bytes : "",
+        .size = first->bytes.size,
         .level = first->level,
         .code = first->code,
     };
-    c->events_first++;
-    if (--c->events_count == 0)
-        c->events_first = 0;
+    c->events_first = (c->events_first + 1) % c->events_capacity;
+    c->events_count--;
     return true;
+}
+
+static void peer_copy(struct core_peer *to, const struct core_peer *from)
+{
+    memcpy(to->bytes, from->bytes, from->size);
+    to->size = from->size;
 }
 
 void core_event(struct coordinator *c, enum coordinator_event_kind kind, int code, const char *text)
@@ -146,12 +166,14 @@ void core_send_bytes(struct coordinator *c, const struct core_peer *peer, const 
         return;
     struct event *event = event_add(c, COORDINATOR_SEND);
     event->side = COORDINATOR_CLIENTS;
-    event->peer = *peer;
+    peer_copy(&event->peer, peer);
     text_add(&event->bytes, bytes->bytes, bytes->size);
 }
 
 void core_pack(const ProtobufCMessage *message, struct text *out)
 {
+    if (wire_pack(message, out))
+        return;
     size_t size = protobuf_c_message_get_packed_size(message);
     out->bytes = base_grow(out->bytes, &out->capacity, size + 1, 1);
     out->size = protobuf_c_message_pack(message, (uint8_t *)out->bytes);
@@ -163,7 +185,7 @@ static void send_packed(struct coordinator *c, enum coordinator_side side,
 {
     struct event *event = event_add(c, COORDINATOR_SEND);
     event->side = side;
-    event->peer = *peer;
+    peer_copy(&event->peer, peer);
     core_pack(message, &event->bytes);
 }
 

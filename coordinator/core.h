@@ -22,6 +22,7 @@
 #define CORE_RESUME_TOKENS   64                  /* tokens of one Output that answers a Resume */
 #define CORE_DEATHS_MAX      3 /* losses of the ranks in a row for one request without a token gained */
 #define CORE_ENCODE_BUDGET   65536   /* bytes of text tokenised in one tick */
+#define CORE_EVENT_BYTES     4096    /* of an event's memory that are kept for the next one */
 #define CORE_SECOND          1000000 /* µs */
 #define CORE_PROGRESS_US     CORE_SECOND
 #define CORE_HEARTBEAT_US    CORE_SECOND
@@ -152,6 +153,8 @@ struct coordinator {
 
     struct request **requests; /* [n_requests], by age; owned */
     size_t n_requests, requests_capacity;
+    uint32_t n_encoding, n_done; /* of them in these states */
+    uint64_t requests_due_us;    /* when a deadline, a progress or a removal is due; 0: look */
     uint64_t last_serial;
     uint64_t seed_state;
 
@@ -168,16 +171,16 @@ struct coordinator {
     struct step *steps; /* [plan.steps_in_flight]; step n at (n − 1) % steps_in_flight */
     uint64_t next_step, oldest_step; /* numbers; in flight: oldest … next − 1 */
     struct row_buffers *row_buffers; /* sched.c: where a step is put together */
+    struct answer *answer;           /* requests.c: the text of one token */
 
     struct cost_stage *costs; /* [n_costs] of each stage; outlives the world */
     uint32_t n_costs;
     double decode_seconds; /* what the last step's decode rows take */
     uint64_t result_us;    /* when the last result came */
 
-    struct event *events; /* a queue: events[first … first + count) */
+    struct event *events; /* [events_capacity] a ring */
     size_t events_first, events_count, events_capacity;
-    struct text taken; /* what coordinator_take handed out last */
-    struct core_peer taken_peer;
+    struct text *taken; /* bytes of the event that coordinator_take handed out last, or NULL */
 
     bool draining, stopped;
     uint64_t started_us;
@@ -219,6 +222,7 @@ void requests_refuse(struct coordinator *c, const struct core_peer *peer, const 
 void requests_mourn(struct coordinator *c, uint64_t now);
 uint32_t requests_count(const struct coordinator *c, enum request_state state);
 void requests_destroy(struct request *r);
+void requests_free_answer(struct coordinator *c);
 
 /* sched.c */
 void sched_create(struct coordinator *c); /* for c->world.plan */

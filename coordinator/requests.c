@@ -47,6 +47,13 @@ void requests_destroy(struct request *r)
     free(r);
 }
 
+void requests_free_answer(struct coordinator *c)
+{
+    if (c->answer)
+        answer_free(c->answer);
+    free(c->answer);
+}
+
 /* ── finding ───────────────────────────────────────────────────────────────────────────────── */
 
 struct request *requests_find_serial(const struct coordinator *c, uint64_t serial)
@@ -76,10 +83,21 @@ static struct request *find_id(const struct coordinator *c, ProtobufCBinaryData 
 
 uint32_t requests_count(const struct coordinator *c, enum request_state state)
 {
-    uint32_t n = 0;
-    for (size_t i = 0; i < c->n_requests; i++)
-        n += c->requests[i]->state == state;
-    return n;
+    switch (state) {
+    case REQUEST_ENCODING: return c->n_encoding;
+    case REQUEST_RUNNING: return c->n_running; /* it has a slot, and is DONE without one */
+    case REQUEST_DONE: return c->n_done;
+    default: return (uint32_t)c->n_requests - c->n_encoding - c->n_running - c->n_done;
+    }
+}
+
+/* ENCODING is over. */
+static void set_state(struct coordinator *c, struct request *r, enum request_state state)
+{
+    c->n_encoding -= r->state == REQUEST_ENCODING;
+    c->n_done += state == REQUEST_DONE;
+    r->state = state;
+    c->requests_due_us = 0;
 }
 
 /* Requests that are older and not yet running. */
@@ -148,7 +166,7 @@ void requests_finish(struct coordinator *c, struct request *r, Gptoss__Finished_
     answer_free(&answer);
 
     sched_release(c, r);
-    r->state = REQUEST_DONE;
+    set_state(c, r, REQUEST_DONE);
     r->linger_until_us = r->linger_us ? now + r->linger_us : 0;
     prompt_free(&r->prompt);
     c->n_finished++;
@@ -223,12 +241,14 @@ void requests_token(struct coordinator *c, struct request *r, const Gptoss__Samp
     if (!r->first_token_us)
         r->first_token_us = now;
     bool end = !r->ignore_eos && tokenizer_is_end(c->tokenizer, sample->token);
-    struct answer answer = {0};
+    if (!c->answer)
+        c->answer = base_alloc(1, sizeof *c->answer);
+    struct answer *answer = c->answer;
+    answer_clear(answer);
     /* The end-of-turn token that ends a raw completion is not part of its text. */
     if (!(end && r->start == HARMONY_START_RAW))
-        answer_token(r, sample->token, &answer);
-    send_token(c, r, sample, &answer, now);
-    answer_free(&answer);
+        answer_token(r, sample->token, answer);
+    send_token(c, r, sample, answer, now);
 
     size_t sampled = r->tokens.count - r->n_prompt;
     if (r->stopped)
@@ -278,6 +298,7 @@ static void resume(struct coordinator *c, const struct core_peer *peer, const Gp
         return;
     }
     r->client = *peer;
+    c->requests_due_us = 0;
     r->last_sent_us = now;
     r->linger_until_us = r->state == REQUEST_DONE ? now + r->linger_us : 0;
     for (size_t i = m->from_index; i < r->n_outputs; i += CORE_RESUME_TOKENS)
@@ -375,6 +396,8 @@ static void generate(struct coordinator *c, const struct core_peer *peer, const 
     c->requests =
         base_grow(c->requests, &c->requests_capacity, c->n_requests + 1, sizeof(struct request *));
     c->requests[c->n_requests++] = r;
+    c->n_encoding++;
+    c->requests_due_us = 0;
 }
 
 void requests_receive(struct coordinator *c, const struct core_peer *peer,
@@ -398,6 +421,7 @@ void requests_gone(struct coordinator *c, const struct core_peer *peer, uint64_t
         if (!core_peer_equal(&r->client, peer))
             continue;
         r->client.size = 0;
+        c->requests_due_us = 0;
         if (r->state == REQUEST_DONE)
             continue;
         if (r->linger_us) {
@@ -428,7 +452,7 @@ static void accept_encoded(struct coordinator *c, struct request *r, uint64_t no
         if (!r->max_tokens || r->max_tokens > room)
             r->max_tokens = room;
         c->n_prompt += r->n_prompt;
-        r->state = REQUEST_WAITING;
+        set_state(c, r, REQUEST_WAITING);
         Gptoss__Accepted accepted = GPTOSS__ACCEPTED__INIT;
         accepted.request_id = core_binary(r->id, r->id_size);
         accepted.queued_before = queued_before(c, r);
@@ -441,14 +465,16 @@ static void accept_encoded(struct coordinator *c, struct request *r, uint64_t no
         return;
     }
     requests_refuse(c, &r->client, r->id, r->id_size, code, 0, text);
-    r->state = REQUEST_DONE;
+    set_state(c, r, REQUEST_DONE);
     r->linger_until_us = 0;
 }
 
 /* Tokenises a bounded amount, oldest request first. */
 static void encode(struct coordinator *c, uint64_t now)
 {
-    size_t budget = CORE_ENCODE_BUDGET;
+    size_t budget = c->n_encoding ? CORE_ENCODE_BUDGET : 0;
+    if (!budget)
+        return;
     for (size_t i = 0; i < c->n_requests; i++) {
         struct request *r = c->requests[i];
         if (r->state != REQUEST_ENCODING)
@@ -479,10 +505,23 @@ static void send_progress(struct coordinator *c, struct request *r, uint64_t now
     r->last_sent_us = now;
 }
 
+/* When something has to be done about it. */
+static uint64_t due(const struct request *r)
+{
+    if (r->state == REQUEST_DONE)
+        return r->linger_until_us;
+    uint64_t at = r->client.size ? r->last_sent_us + CORE_PROGRESS_US : r->linger_until_us;
+    return r->deadline_us < at ? r->deadline_us : at;
+}
+
 void requests_tick(struct coordinator *c, uint64_t now)
 {
     encode(c, now);
+    if (now < c->requests_due_us)
+        return;
     size_t kept = 0;
+    c->requests_due_us = UINT64_MAX;
+    uint64_t next = UINT64_MAX;
     for (size_t i = 0; i < c->n_requests; i++) {
         struct request *r = c->requests[i];
         if (r->state != REQUEST_DONE) {
@@ -495,27 +534,21 @@ void requests_tick(struct coordinator *c, uint64_t now)
             else if (r->client.size && now >= r->last_sent_us + CORE_PROGRESS_US)
                 send_progress(c, r, now);
         }
-        if (r->state == REQUEST_DONE && now >= r->linger_until_us)
+        if (r->state == REQUEST_DONE && now >= r->linger_until_us) {
+            c->n_done--;
             requests_destroy(r);
-        else
+        } else {
             c->requests[kept++] = r;
+            next = due(r) < next ? due(r) : next;
+        }
     }
     c->n_requests = kept;
+    if (next < c->requests_due_us) /* it is 0 where one of them ended in between */
+        c->requests_due_us = next;
 }
 
 uint64_t requests_next(const struct coordinator *c, uint64_t now)
 {
     uint64_t next = now + CORE_SECOND;
-    for (size_t i = 0; i < c->n_requests; i++) {
-        const struct request *r = c->requests[i];
-        uint64_t at = r->linger_until_us;
-        if (r->state != REQUEST_DONE) {
-            at = r->client.size ? r->last_sent_us + CORE_PROGRESS_US : r->linger_until_us;
-            if (r->deadline_us < at)
-                at = r->deadline_us;
-        }
-        if (at < next)
-            next = at;
-    }
-    return next;
+    return c->requests_due_us < next ? c->requests_due_us : next;
 }

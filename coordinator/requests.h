@@ -14,18 +14,22 @@ struct request *intake_request(struct coordinator *c, const Gptoss__Generate *m,
 /* answer.c: the text that becomes certain with a token, after stop texts were looked for. */
 struct answer_piece {
     Gptoss__Piece piece;
-    struct text recipient, text;
+    size_t at, size; /* in answer.text */
 };
 struct answer {
+    struct text text;          /* of all pieces */
     struct answer_piece *list; /* [n_pieces] */
     size_t n_pieces, capacity;
-    Gptoss__Piece **pointers;
+    Gptoss__Piece **pointers; /* [n_pointers] */
+    size_t n_pointers;
 };
 /* Sets r->stopped when a stop text was met; text from there on is not part of the answer. */
 void answer_token(struct request *r, uint32_t id, struct answer *answer);
 void answer_end(struct request *r, struct answer *answer);
-/* The pieces as protobuf wants them; valid until the answer changes or is freed. */
+/* The pieces as protobuf wants them; valid until the answer changes or is freed, and as long as the
+ * request's parser lives. */
 Gptoss__Piece **answer_pieces(struct answer *answer);
+void answer_clear(struct answer *answer); /* keeps the memory */
 void answer_free(struct answer *answer);
 
 #endif

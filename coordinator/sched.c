@@ -117,6 +117,8 @@ static size_t blocks_for(const struct coordinator *c, size_t positions)
 /* Waiting requests get a slot in the order of their age, while their tokens so far have room. */
 static void admit(struct coordinator *c, uint64_t now)
 {
+    if (requests_count(c, REQUEST_WAITING) == 0 || c->n_running == c->world.plan->sequences)
+        return;
     uint32_t slot = 0;
     size_t promised = 0, running = 0;
     for (size_t i = 0; i < c->n_requests; i++) {

@@ -3,6 +3,7 @@
  * or hostile other side harmless.
  */
 #include <arpa/inet.h>
+#include <assert.h>
 #include <errno.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -18,11 +19,23 @@
 
 /* ── unpacking under a budget ──────────────────────────────────────────────────────────────── */
 
+/* The parts of a message lie one behind the other in few pieces of memory; the message itself is at the
+ * beginning of the first, which is how proto_free() finds them. */
+struct piece {
+    _Alignas(16) struct piece *next;
+    size_t size, used; /* of what follows */
+};
+
+#define PIECE_MIN 1024
+#define PIECE_MAX ((size_t)1 << 20)
+
 /* What is freed while a message is unpacked is not given back to the budget, so that it bounds the
  * work too: a field that is sent again and again is allocated, and freed, each time. */
 struct budget {
     size_t left;
     bool exceeded, no_memory;
+    struct piece *first, *last;
+    size_t size; /* of the next piece */
 };
 
 static void *budget_alloc(void *data, size_t size)
@@ -34,15 +47,38 @@ static void *budget_alloc(void *data, size_t size)
         return NULL;
     }
     budget->left -= cost;
-    void *memory = malloc(size);
-    budget->no_memory = memory == NULL;
+    size_t room = (size + 15) & ~(size_t)15;
+    struct piece *piece = budget->last;
+    if (piece == NULL || piece->size - piece->used < room) {
+        size_t more = room > budget->size ? room : budget->size;
+        piece = malloc(sizeof *piece + more);
+        budget->no_memory = piece == NULL;
+        if (piece == NULL)
+            return NULL;
+        *piece = (struct piece){.size = more};
+        *(budget->last ? &budget->last->next : &budget->first) = piece;
+        budget->last = piece;
+        if (budget->size < PIECE_MAX)
+            budget->size *= 2;
+    }
+    void *memory = (unsigned char *)(piece + 1) + piece->used;
+    piece->used += room;
     return memory;
 }
 
 static void budget_free(void *data, void *memory)
 {
     (void)data;
-    free(memory);
+    (void)memory;
+}
+
+static void pieces_free(struct piece *piece)
+{
+    while (piece) {
+        struct piece *next = piece->next;
+        free(piece);
+        piece = next;
+    }
 }
 
 ProtobufCMessage *proto_unpack(const ProtobufCMessageDescriptor *descriptor, const void *bytes,
@@ -53,11 +89,17 @@ ProtobufCMessage *proto_unpack(const ProtobufCMessageDescriptor *descriptor, con
                  size, PROTO_MESSAGE_MAX);
         return NULL;
     }
-    struct budget budget = {.left = PROTO_BUDGET};
+    /* Structs take more than their fields on the wire: this is one piece for most messages. */
+    struct budget budget = {.left = PROTO_BUDGET, .size = PIECE_MIN + 4 * size};
+    if (budget.size > PIECE_MAX)
+        budget.size = PIECE_MAX;
     ProtobufCAllocator allocator = {budget_alloc, budget_free, &budget};
     ProtobufCMessage *message = protobuf_c_message_unpack(descriptor, &allocator, size, bytes);
-    if (message != NULL)
+    if (message != NULL) {
+        assert((void *)message == (void *)(budget.first + 1));
         return message;
+    }
+    pieces_free(budget.first);
     if (budget.exceeded)
         snprintf(err, err_size,
                  "a message of %zu bytes would need more than %zu MiB of memory: it has too many "
@@ -76,7 +118,7 @@ ProtobufCMessage *proto_unpack(const ProtobufCMessageDescriptor *descriptor, con
 void proto_free(ProtobufCMessage *message)
 {
     if (message != NULL)
-        protobuf_c_message_free_unpacked(message, NULL); /* budget_alloc's memory is malloc's */
+        pieces_free((struct piece *)(void *)message - 1);
 }
 
 void *proto_pack(const ProtobufCMessage *message, size_t *size)

@@ -33,7 +33,7 @@
 /* Unpacks `size` bytes at `bytes` as a message of the type that `descriptor` describes
  * (&gptoss__client_message__descriptor, …). NULL, and a sentence in `err`, if the message is larger
  * than PROTO_MESSAGE_MAX, does not parse, or would need more than PROTO_BUDGET bytes.
- * The caller frees it with proto_free. */
+ * The caller frees it with proto_free, which is for messages from here alone. */
 ProtobufCMessage *proto_unpack(const ProtobufCMessageDescriptor *descriptor, const void *bytes,
                                size_t size, char *err, size_t err_size);
 void proto_free(ProtobufCMessage *message); /* NULL is fine */

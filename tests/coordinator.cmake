@@ -1,5 +1,6 @@
 gptoss_test(coordinator gptoss_coordinator)
 target_sources(test_coordinator PRIVATE world.c)
+gptoss_test(wire gptoss_coordinator)
 
 # The coordinator's own time a step, to be run by hand; the test only holds that it runs.
 add_executable(coordinator_speed coordinator_speed.c)

@@ -51,37 +51,45 @@ static void rank_join(struct speed *s)
     rank_send(s, &m);
 }
 
+static void hear(struct speed *s, const struct text *bytes)
+{
+    char err[256];
+    Gptoss__SupervisorMessage *m = (Gptoss__SupervisorMessage *)proto_unpack(
+        &gptoss__supervisor_message__descriptor, bytes->bytes, bytes->size, err, sizeof err);
+    Gptoss__RankMessage reply = GPTOSS__RANK_MESSAGE__INIT;
+    if (m->body_case == GPTOSS__SUPERVISOR_MESSAGE__BODY_WELCOME) {
+        s->epoch = m->epoch;
+        rank_join(s);
+    } else if (m->body_case == GPTOSS__SUPERVISOR_MESSAGE__BODY_PLAN) {
+        Gptoss__Ready ready = GPTOSS__READY__INIT;
+        reply.body_case = GPTOSS__RANK_MESSAGE__BODY_READY;
+        reply.ready = &ready;
+        rank_send(s, &reply);
+    } else if (m->body_case == GPTOSS__SUPERVISOR_MESSAGE__BODY_STEP) {
+        text_clear(&s->steps[s->n_steps]);
+        text_add(&s->steps[s->n_steps++], bytes->bytes, bytes->size);
+    }
+    proto_free(&m->base);
+}
+
 static void take(struct speed *s)
 {
-    struct coordinator_event e;
-    for (;;) {
+    static struct text heard[64];
+    for (bool again = true; again;) {
+        size_t n = 0;
+        struct coordinator_event e;
         double begin = clock_seconds();
-        bool more = coordinator_take(s->c, &e);
-        s->seconds[2] += clock_seconds() - begin;
-        if (!more)
-            return;
-        if (e.kind != COORDINATOR_SEND)
-            continue;
-        s->outputs += e.side == COORDINATOR_CLIENTS;
-        if (e.side == COORDINATOR_CLIENTS)
-            continue;
-        char err[256];
-        Gptoss__SupervisorMessage *m = (Gptoss__SupervisorMessage *)proto_unpack(
-            &gptoss__supervisor_message__descriptor, e.bytes, e.size, err, sizeof err);
-        Gptoss__RankMessage reply = GPTOSS__RANK_MESSAGE__INIT;
-        if (m->body_case == GPTOSS__SUPERVISOR_MESSAGE__BODY_WELCOME) {
-            s->epoch = m->epoch;
-            rank_join(s);
-        } else if (m->body_case == GPTOSS__SUPERVISOR_MESSAGE__BODY_PLAN) {
-            Gptoss__Ready ready = GPTOSS__READY__INIT;
-            reply.body_case = GPTOSS__RANK_MESSAGE__BODY_READY;
-            reply.ready = &ready;
-            rank_send(s, &reply);
-        } else if (m->body_case == GPTOSS__SUPERVISOR_MESSAGE__BODY_STEP) {
-            text_clear(&s->steps[s->n_steps]);
-            text_add(&s->steps[s->n_steps++], e.bytes, e.size);
+        while (n < 64 && (again = coordinator_take(s->c, &e))) {
+            s->outputs += e.kind == COORDINATOR_SEND && e.side == COORDINATOR_CLIENTS;
+            if (e.kind != COORDINATOR_SEND || e.side == COORDINATOR_CLIENTS)
+                continue;
+            text_clear(&heard[n]);
+            text_add(&heard[n++], e.bytes, e.size);
         }
-        proto_free(&m->base);
+        s->seconds[2] += clock_seconds() - begin;
+        again |= n > 0;
+        for (size_t i = 0; i < n; i++)
+            hear(s, &heard[i]);
     }
 }
 

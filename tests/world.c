@@ -38,7 +38,8 @@ static void forget_ranks(struct fake *f)
     for (size_t i = 0; i < f->queued; i++)
         free(f->queue[i].bytes);
     f->queued = 0;
-    proto_free((ProtobufCMessage *)f->plan);
+    if (f->plan)
+        gptoss__plan__free_unpacked(f->plan, NULL);
     f->plan = NULL;
     free(f->full_pool);
     free(f->window_pool);
@@ -411,7 +412,7 @@ void fake_pump(struct fake *f)
         unsigned long long world = 0;
         unsigned number = 0;
         char peer[64];
-        snprintf(peer, sizeof peer, "%.*s", (int)e.peer_size, (const char *)e.peer + 1);
+        snprintf(peer, sizeof peer, "%.*s", (int)e.peer_size - 1, (const char *)e.peer + 1);
         check(sscanf(peer, "%llu.%u", &world, &number) == 2);
         if (e.side == COORDINATOR_RANKS) {
             Gptoss__SupervisorMessage *m = (Gptoss__SupervisorMessage *)proto_unpack(
