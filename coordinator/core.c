@@ -3,7 +3,6 @@
  * ranks.c (the world of ranks) and sched.c (steps).
  */
 #include "coordinator/core.h"
-#include "coordinator/wire.h"
 
 #include <assert.h>
 #include <stdarg.h>
@@ -64,6 +63,7 @@ void coordinator_destroy(struct coordinator *c)
     plan_destroy(c->world.plan);
     free(c->world.ranks);
     free(c->costs);
+    wire_result_free(&c->result);
     requests_free_answer(c);
     for (size_t i = 0; i < c->events_capacity; i++)
         text_free(&c->events[i].bytes);
@@ -226,6 +226,12 @@ void coordinator_receive(struct coordinator *c, enum coordinator_side side, cons
             requests_refuse(c, &peer, NULL, 0, GPTOSS__CODE__INVALID, 0, err);
         proto_free((ProtobufCMessage *)message);
     } else {
+        const Gptoss__RankMessage *result =
+            bytes ? wire_unpack_result(bytes, size, &c->result) : NULL;
+        if (result) {
+            ranks_receive(c, &peer, result, now_us);
+            return;
+        }
         Gptoss__RankMessage *message =
             bytes ? (Gptoss__RankMessage *)proto_unpack(&gptoss__rank_message__descriptor, bytes,
                                                         size, err, sizeof err)

@@ -9,6 +9,7 @@
 #include "coordinator/coordinator.h"
 #include "coordinator/harmony.h"
 #include "coordinator/tokenizer.h"
+#include "coordinator/wire.h"
 #include "proto/proto.h"
 
 #define CORE_NONE            UINT32_MAX
@@ -171,6 +172,7 @@ struct coordinator {
     struct step *steps; /* [plan.steps_in_flight]; step n at (n − 1) % steps_in_flight */
     uint64_t next_step, oldest_step; /* numbers; in flight: oldest … next − 1 */
     struct row_buffers *row_buffers; /* sched.c: where a step is put together */
+    struct wire_result result;       /* core.c: the last one that came */
     struct answer *answer;           /* requests.c: the text of one token */
 
     struct cost_stage *costs; /* [n_costs] of each stage; outlives the world */

@@ -64,12 +64,13 @@ static uint32_t decoding(const struct coordinator *c, double *part)
 {
     uint32_t n = 0;
     double sum = 0;
+    bool parts = c->world.plan->n_stages > 1;
     for (uint32_t i = 0; i < c->n_running; i++)
         if (decodes(c->running[i])) {
             n++;
-            sum += row_weight(c, c->running[i]);
+            sum += parts ? row_weight(c, c->running[i]) : 0;
         }
-    *part = sum / c->world.plan->n_stages;
+    *part = parts ? sum / c->world.plan->n_stages : INFINITY;
     return n;
 }
 
@@ -102,7 +103,7 @@ static void add_decode_rows(struct coordinator *c, struct step *step, double par
         if (r->slot == CORE_NONE) /* another row has taken its blocks */
             continue;
         /* The nearest to the part, whether it is a little less or more. */
-        double weight = row_weight(c, r);
+        double weight = part < INFINITY ? row_weight(c, r) : 0;
         if (step->n_rows > 0 && sum + weight / 2 >= part * (1 + 1e-9))
             return;
         if (sched_add_row(c, step, r, 1))

@@ -1,6 +1,7 @@
 #include "coordinator/wire.h"
 
 #include <assert.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define NUMBER_MAX 12 /* bytes of a tag and a number */
@@ -198,4 +199,138 @@ bool wire_pack(const ProtobufCMessage *message, struct text *out)
     memmove(first, w.at, out->size);
     out->bytes[out->size] = 0;
     return true;
+}
+
+/* ── the result of a step ──────────────────────────────────────────────────────────────────── */
+
+struct reader {
+    const uint8_t *at, *end;
+};
+
+static bool get_varint(struct reader *r, uint64_t *value)
+{
+    uint64_t sum = 0;
+    for (unsigned shift = 0; r->at < r->end && shift < 64; shift += 7) {
+        uint8_t byte = *r->at++;
+        sum |= (uint64_t)(byte & 0x7f) << shift;
+        if (byte < 0x80) {
+            *value = sum;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* A field and what follows it: a number, or (BYTES) a part, which is taken out of the reader. */
+static bool get_field(struct reader *r, uint64_t *tag, uint64_t *value, struct reader *part)
+{
+    if (!get_varint(r, tag))
+        return false;
+    switch (*tag & 7) {
+    case VARINT: return get_varint(r, value);
+    case FIXED32:
+        if (r->end - r->at < 4)
+            return false;
+        *value = 0;
+        for (int i = 0; i < 4; i++)
+            *value |= (uint64_t)*r->at++ << 8 * i;
+        return true;
+    case BYTES:
+        if (!get_varint(r, value) || *value > (uint64_t)(r->end - r->at))
+            return false;
+        *part = (struct reader){r->at, r->at + *value};
+        r->at += *value;
+        return true;
+    default: return false;
+    }
+}
+
+static float float_of(uint64_t value)
+{
+    uint32_t bits = (uint32_t)value;
+    float number;
+    memcpy(&number, &bits, sizeof number);
+    return number;
+}
+
+static bool get_sample(struct reader r, Gptoss__Sample *sample)
+{
+    gptoss__sample__init(sample);
+    while (r.at < r.end) {
+        uint64_t tag, value;
+        struct reader part;
+        if (!get_field(&r, &tag, &value, &part))
+            return false;
+        switch (tag) {
+        case 1 << 3 | VARINT: sample->row = (uint32_t)value; break;
+        case 2 << 3 | VARINT: sample->position = (uint32_t)value; break;
+        case 3 << 3 | VARINT: sample->token = (uint32_t)value; break;
+        case 4 << 3 | FIXED32: sample->logit = float_of(value); break;
+        case 5 << 3 | FIXED32: sample->log_sum_exp = float_of(value); break;
+        default: return false;
+        }
+    }
+    return true;
+}
+
+static bool get_result(struct reader r, struct wire_result *out)
+{
+    gptoss__step_result__init(&out->result);
+    while (r.at < r.end) {
+        uint64_t tag, value;
+        struct reader part;
+        if (!get_field(&r, &tag, &value, &part))
+            return false;
+        switch (tag) {
+        case 1 << 3 | VARINT: out->result.step = value; break;
+        case 2 << 3 | BYTES: {
+            size_t n = out->result.n_samples++;
+            out->samples = base_grow(out->samples, &out->capacity, n + 1, sizeof *out->samples);
+            if (!get_sample(part, &out->samples[n]))
+                return false;
+            break;
+        }
+        default: return false;
+        }
+    }
+    return true;
+}
+
+const Gptoss__RankMessage *wire_unpack_result(const void *bytes, size_t size,
+                                              struct wire_result *out)
+{
+    struct reader r = {bytes, (const uint8_t *)bytes + size};
+    bool is_result = false;
+    gptoss__rank_message__init(&out->message);
+    if (size > PROTO_MESSAGE_MAX)
+        return NULL;
+    while (r.at < r.end) {
+        uint64_t tag, value;
+        struct reader part;
+        if (!get_field(&r, &tag, &value, &part))
+            return NULL;
+        if (tag == (1 << 3 | VARINT))
+            out->message.epoch = value;
+        else if (tag == (6 << 3 | BYTES) && !is_result && get_result(part, out))
+            is_result = true;
+        else
+            return NULL;
+    }
+    if (!is_result)
+        return NULL;
+    size_t n = out->result.n_samples;
+    out->pointers = base_grow(out->pointers, &out->n_pointers, n, sizeof(Gptoss__Sample *));
+    for (size_t i = 0; i < n; i++)
+        out->pointers[i] = &out->samples[i];
+    out->result.samples = out->pointers;
+    out->message.body_case = GPTOSS__RANK_MESSAGE__BODY_RESULT;
+    out->message.result = &out->result;
+    return &out->message;
+}
+
+void wire_result_free(struct wire_result *out)
+{
+    free(out->samples);
+    free(out->pointers);
+    *out = (struct wire_result){0};
 }

@@ -24,20 +24,31 @@
 #define CURVE_MAX  2.0
 #define CURVE_SEEN 4.0 /* steps from which on a point of the curve counts for half */
 
+static double least(double a, double b)
+{
+    return a < b ? a : b;
+}
+
 void cost_add(struct cost_work *work, const struct gguf_model *model, uint32_t position,
               uint32_t count, uint32_t samples)
 {
     double first = position, n = count, window = model->window ? model->window : 1;
+    double seen = least(first, window - 1); /* of the window, by the first token, before itself */
     work->tokens += n;
     work->rows += 1;
     work->samples += samples;
     work->full_reads += first + n;
+    work->window_reads += seen + n;
+    if (count == 1) {
+        work->full_pairs += first + 1;
+        work->window_pairs += seen + 1;
+        return;
+    }
+    work->prompt = true;
     work->full_pairs += n * (first + (n + 1) / 2);
-    work->window_reads += fmin(first, window - 1) + n;
     /* Tokens before position window − 1 see all there is. */
-    double early = fmin(fmax(window - 1 - first, 0), n);
+    double early = least(window - 1 - seen, n);
     work->window_pairs += early * (first + (early + 1) / 2) + (n - early) * window;
-    work->prompt |= count > 1;
 }
 
 /* Operations of a layer for one token, without attention over positions. */
