@@ -32,6 +32,7 @@ static const char *const shared_variables[] = {
     "GPTOSS_CONNECT",
     "GPTOSS_CONNECT_TIMEOUT",
     "GPTOSS_CONTEXT",
+    "GPTOSS_COSTS",
     "GPTOSS_COORDINATOR",
     "GPTOSS_DATE",
     "GPTOSS_DEADLINE",

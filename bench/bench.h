@@ -21,6 +21,7 @@
 
 /* gptoss-bench pipeline: everything after the program's name. Returns an exit code. */
 int bench_pipeline(int argc, char **argv);
+int bench_simulate(int argc, char **argv);
 
 /* Whether Ctrl-C or SIGTERM came; every wait looks at it. */
 bool bench_interrupted(void);

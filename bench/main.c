@@ -26,6 +26,7 @@ static const struct {
     const char *text;
 } commands[] = {
     {"pipeline", bench_pipeline, "prompt and generation speed, for any number of stages"},
+    {"simulate", bench_simulate, "what more stages or another load would give, in virtual time"},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 

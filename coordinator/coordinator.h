@@ -114,6 +114,10 @@ const char *coordinator_transport(const char *from, const char *to, bool same_ho
 
 bool coordinator_has_ranks(const struct coordinator *c); /* all of a world have said Hello */
 
+/* What steps cost on each stage, as far as it was measured: JSON for gptoss-bench simulate, in memory that
+ * the caller frees. NULL: no ranks serve. */
+char *coordinator_costs(const struct coordinator *c);
+
 struct coordinator_counts {
     uint32_t running, waiting; /* requests */
     uint32_t lingering;        /* finished or without a client, kept for Resume */

@@ -51,3 +51,60 @@ void costs_result(struct coordinator *c, const struct step *step, uint64_t now)
         cost_observe(&c->costs[s], &step->work,
                      seconds * cost_seconds(&c->costs[s], &step->work) / slowest);
 }
+
+/* ── for the simulator ─────────────────────────────────────────────────────────────────────── */
+
+static void print_terms(struct text *t, const char *name, const double *values)
+{
+    text_print(t, ", \"%s\": {", name);
+    for (int i = 0; i < COST_TERMS; i++)
+        text_print(t, "%s\"%s\": %.6g", i ? ", " : "", cost_term_name((enum cost_term)i),
+                   values[i]);
+    text_print(t, "}");
+}
+
+static void print_curve(struct text *t, const char *name, const double *values)
+{
+    text_print(t, ", \"%s\": [", name);
+    for (int i = 0; i < COST_CURVE; i++)
+        text_print(t, "%s%.5g", i ? ", " : "", values[i]);
+    text_print(t, "]");
+}
+
+char *coordinator_costs(const struct coordinator *c)
+{
+    struct text t = {0};
+    const struct plan *plan = c->world.plan;
+    if (c->world.state != WORLD_SERVING)
+        return NULL;
+    double bandwidth = 0;
+    bool gpu = true;
+    for (uint32_t s = 0; s < c->n_costs; s++) {
+        struct plan_rank rank = rank_of(&c->world.ranks[s]);
+        bandwidth += rank.bandwidth / c->n_costs;
+        gpu = gpu && !rank.weights_in_place;
+    }
+    text_print(&t, "{\"model\": ");
+    text_json_string(&t, c->model_path, strlen(c->model_path));
+    text_print(&t,
+               ", \"gpu\": %s, \"bandwidth\": %.6g, \"flops\": 0, \"memory_bytes\": %llu,\n"
+               " \"context\": %u, \"sequences\": %u, \"step_tokens\": %u, \"kv_type\": %d,\n"
+               " \"stages\": [",
+               gpu ? "true" : "false", bandwidth, (unsigned long long)plan->stages[0].memory_bytes,
+               plan->context, plan->sequences, plan->step_tokens, (int)plan->kv_type);
+    for (uint32_t s = 0; s < c->n_costs; s++) {
+        const struct cost_stage *stage = &c->costs[s];
+        text_print(&t,
+                   "%s\n  {\"stage\": %u, \"layers\": %u, \"head\": %u, \"steps\": %.0f, "
+                   "\"error\": %.4f",
+                   s ? "," : "", s, plan->stages[s].layer_count, plan->stages[s].head_count,
+                   stage->observed, stage->error);
+        print_terms(&t, "seconds", stage->unit);
+        print_terms(&t, "factors", stage->factor);
+        print_curve(&t, "curve", stage->curve[0]);
+        print_curve(&t, "prompt_curve", stage->curve[1]);
+        text_print(&t, "}");
+    }
+    text_print(&t, "\n ]}\n");
+    return t.bytes;
+}

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,6 +23,7 @@
 #define LOOP_RETRIES  3     /* launches in a row that never came to serve */
 #define DESCRIPTORS   65536 /* not more: mpirun closes all that it may have, one by one */
 #define LOOP_RETRY_US 1000000
+#define LOOP_COSTS_US 10000000
 
 struct loop {
     struct coordinator *c;
@@ -243,6 +245,23 @@ static void reachable(struct loop *l)
         snprintf(l->workers_endpoint, sizeof l->workers_endpoint, "%s", endpoint);
 }
 
+/* Into a new file that then takes the other's place. */
+static void write_costs(const struct coordinator *c, const char *path)
+{
+    char *text = path ? coordinator_costs(c) : NULL;
+    if (!text)
+        return;
+    char new_path[PATH_MAX];
+    snprintf(new_path, sizeof new_path, "%s.new", path);
+    FILE *file = fopen(new_path, "w");
+    bool failed = !file || fputs(text, file) < 0;
+    if (file)
+        failed |= fclose(file) != 0;
+    if (failed || rename(new_path, path))
+        log_warn("--costs %s: %s", path, strerror(errno));
+    free(text);
+}
+
 static bool idle(const struct coordinator *c)
 {
     struct coordinator_counts counts;
@@ -253,7 +272,7 @@ static bool idle(const struct coordinator *c)
 int loop_run(struct coordinator *c, const struct loop_options *options, char *err, size_t err_size)
 {
     struct loop l = {.c = c, .options = options, .err = err, .err_size = err_size};
-    uint64_t drain_until = 0;
+    uint64_t drain_until = 0, costs_at = 0;
     int signals_seen = 0;
     watch_signals();
     raise_descriptors();
@@ -288,6 +307,10 @@ int loop_run(struct coordinator *c, const struct loop_options *options, char *er
         coordinator_tick(c, now);
         flush(&l);
 
+        if (options->costs && now >= costs_at) {
+            write_costs(c, options->costs);
+            costs_at = now + LOOP_COSTS_US;
+        }
         int code;
         if (launch_ended(&l.launch, &code) && !l.ending) {
             char text[64];
@@ -318,6 +341,7 @@ int loop_run(struct coordinator *c, const struct loop_options *options, char *er
     }
     /* Ranks that have not said Hello are told nothing: they are not waited for. */
     bool joined = coordinator_has_ranks(c);
+    write_costs(c, options->costs);
     coordinator_stop(c, "the coordinator is shutting down", clock_us());
     flush(&l);
     launch_stop(&l.launch, joined ? 5 : 0);

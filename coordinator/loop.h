@@ -12,6 +12,7 @@ struct loop_options {
     uint32_t launch;      /* ranks to start with mpirun; 0: wait for those that come */
     const char *worker;   /* path of gptoss-worker, for launch */
     double drain_seconds; /* after SIGINT or SIGTERM, running requests have so long */
+    const char *costs;    /* a file for what steps cost, written now and then; NULL: none */
 };
 
 /* Serves until a signal ends it. Returns an exit code; `err` says why when it is not EXIT_DONE. */

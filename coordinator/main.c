@@ -17,7 +17,7 @@
 #define LAYERS_MAX 4096
 
 struct options {
-    const char *model, *bind, *workers_bind, *layers, *kv_type, *device, *worker;
+    const char *model, *bind, *workers_bind, *layers, *kv_type, *device, *worker, *costs;
     int64_t launch, context, sequences, threads, max_queue, step_tokens;
     double drain, token_gap, step_deadline, silence;
     bool plan_only, insecure;
@@ -157,6 +157,7 @@ static int run(const struct options *o, const char *path, const uint32_t *layers
         .launch = (uint32_t)o->launch,
         .worker = o->worker ? o->worker : worker_beside(),
         .drain_seconds = o->drain,
+        .costs = o->costs,
     };
     code = loop_run(c, &loop, err, sizeof err);
 done:
@@ -203,6 +204,9 @@ int main(int argc, char **argv)
          "the host's cores, shared", "GPTOSS_THREADS", &o.threads, 1, 1024, NULL},
         {CLI_STRING, "worker", 0, "PATH", "gptoss-worker, for --launch", "beside this program",
          "GPTOSS_WORKER", &o.worker, 0, 0, NULL},
+        {CLI_STRING, "costs", 0, "FILE",
+         "keep what steps were measured to cost in a file, for gptoss-bench simulate", NULL,
+         "GPTOSS_COSTS", &o.costs, 0, 0, NULL},
         {.type = CLI_GROUP, .text = "Endpoints"},
         {CLI_STRING, "bind", 'b', "ENDPOINT", "for clients: tcp://HOST:PORT or ipc://PATH",
          "tcp://127.0.0.1:5555", "GPTOSS_BIND", &o.bind, 0, 0, NULL},
