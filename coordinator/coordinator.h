@@ -42,6 +42,7 @@ struct coordinator_options {
     const uint32_t
         *layers; /* [n_layers_given] layers of each rank, by hand; NULL: computed; lent */
     uint32_t n_layers_given;
+    bool no_prefix_cache;      /* no sequence shares KV blocks with another */
     uint32_t max_queue;        /* requests that wait; 0: 512 */
     uint64_t step_deadline_us; /* 0: 300 s */
     uint64_t silence_us;       /* a rank that says nothing for so long is lost; 0: 15 s */
@@ -115,7 +116,10 @@ struct coordinator_counts {
     uint32_t running, waiting; /* requests */
     uint32_t lingering;        /* finished or without a client, kept for Resume */
     uint32_t steps_in_flight;
-    uint32_t full_blocks_used, window_blocks_used;
+    uint32_t full_blocks_used, window_blocks_used;     /* in the tables of sequences */
+    uint32_t full_blocks_cached, window_blocks_cached; /* kept for sequences to come */
+    uint64_t cached_tokens;                            /* taken from the cache, not computed */
+    uint64_t blocks_evicted;                           /* cached ones whose room was needed */
     uint64_t finished, refused;
     uint64_t sampled_tokens, prompt_tokens;
     uint64_t steps;

@@ -1,5 +1,5 @@
 /*
- * core: the coordinator's insides, shared by core.c, requests.c, sched.c, blocks.c and ranks.c.
+ * core: the coordinator's insides, shared by core.c, requests.c, sched.c, kv.c and ranks.c.
  */
 #ifndef GPTOSS_COORDINATOR_CORE_H
 #define GPTOSS_COORDINATOR_CORE_H
@@ -8,6 +8,7 @@
 #include "coordinator/blocks.h"
 #include "coordinator/coordinator.h"
 #include "coordinator/harmony.h"
+#include "coordinator/prefix.h"
 #include "coordinator/tokenizer.h"
 #include "proto/proto.h"
 
@@ -79,7 +80,11 @@ struct request {
     bool restart;        /* the next row is the first in this slot */
     uint64_t last_step;  /* the last step that holds a row of it */
     struct block_table full, window;
-    size_t window_told; /* front entries of `window` whose end the stages know */
+    size_t window_told;      /* front entries of `window` whose end the stages know */
+    struct prefix_path path; /* of its blocks, while RUNNING */
+    uint32_t wait_node;      /* WAITING: somebody computes its prefix, as far as this node; */
+    uint64_t wait_serial;    /* BLOCKS_NONE: nobody */
+    uint32_t cached;         /* tokens that were in the cache when it was first admitted */
 
     /* Times, µs. */
     uint64_t accepted_us, first_step_us, first_token_us, last_sent_us;
@@ -159,6 +164,10 @@ struct coordinator {
 
     /* While SERVING. */
     struct blocks full, window;
+    struct prefix *prefix; /* NULL: switched off */
+    uint64_t kv_step;      /* the step whose rows were given blocks last */
+    uint64_t kv_refused;   /* the request that kv_refused_room blocks were too few for */
+    size_t kv_refused_room;
     bool *slots;        /* [plan.sequences] taken */
     struct step *steps; /* [plan.steps_in_flight]; step n at (n − 1) % steps_in_flight */
     uint64_t next_step, oldest_step; /* numbers; in flight: oldest … next − 1 */
@@ -171,7 +180,7 @@ struct coordinator {
 
     bool draining, stopped;
     uint64_t started_us;
-    uint64_t n_steps, n_finished, n_refused, n_sampled, n_prompt, n_preemptions;
+    uint64_t n_steps, n_finished, n_refused, n_sampled, n_prompt, n_cached, n_preemptions;
 };
 
 /* core.c */

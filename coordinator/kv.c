@@ -3,26 +3,60 @@
 #include <assert.h>
 #include <stdlib.h>
 
+/* Blocks that the window before position n · block_tokens touches, but for n near 0. */
+static uint32_t blocks_of_window(const struct coordinator *c)
+{
+    uint32_t block = c->world.plan->block_tokens;
+    return (c->options.model->window - 1 + block - 1) / block;
+}
+
 void kv_create(struct coordinator *c)
 {
     const struct plan *plan = c->world.plan;
     blocks_create(&c->full, plan->full_blocks);
     blocks_create(&c->window, plan->window_blocks);
     c->slots = base_alloc(plan->sequences, sizeof *c->slots);
+    if (!c->options.no_prefix_cache)
+        c->prefix = prefix_create(&c->full, &c->window, plan->block_tokens, blocks_of_window(c),
+                                  c->seed_state ^ c->world.epoch);
+    c->kv_step = c->kv_refused = 0;
+    for (size_t i = 0; i < c->n_requests; i++)
+        c->requests[i]->wait_node = BLOCKS_NONE;
 }
 
 void kv_destroy(struct coordinator *c)
 {
     blocks_destroy(&c->full);
     blocks_destroy(&c->window);
+    prefix_destroy(c->prefix);
+    c->prefix = NULL;
     free(c->slots);
     c->slots = NULL;
+}
+
+/* Whole blocks whose tokens are known and were given to steps: nothing is written there any more. */
+static size_t whole_blocks(const struct coordinator *c, const struct request *r)
+{
+    return (r->issued < r->tokens.count ? r->issued : r->tokens.count) /
+           c->world.plan->block_tokens;
+}
+
+void kv_issued(struct coordinator *c, struct request *r)
+{
+    if (c->prefix)
+        prefix_name(c->prefix, &r->path, r->tokens.ids, whole_blocks(c, r), r->serial, &r->full,
+                    &r->window);
 }
 
 void kv_release(struct coordinator *c, struct request *r)
 {
     if (r->slot == CORE_NONE)
         return;
+    if (c->prefix) {
+        kv_issued(c, r);
+        prefix_keep(c->prefix, &r->path, r->path.named);
+        prefix_end(c->prefix, &r->path, r->serial);
+    }
     blocks_release(&c->full, &r->full);
     blocks_release(&c->window, &r->window);
     c->slots[r->slot] = false;
@@ -34,87 +68,147 @@ void kv_release(struct coordinator *c, struct request *r)
     r->window_told = 0;
 }
 
+/* ── admission ─────────────────────────────────────────────────────────────────────────────── */
+
 static size_t blocks_for(const struct coordinator *c, size_t positions)
 {
     uint32_t block = c->world.plan->block_tokens;
     return (positions + block - 1) / block;
 }
 
+static void begin(struct coordinator *c, struct request *r, uint32_t slot, size_t hit, uint64_t now)
+{
+    uint32_t block = c->world.plan->block_tokens;
+    if (c->prefix) {
+        prefix_begin(c->prefix, &r->path, r->tokens.ids, hit, r->tokens.count / block, r->serial,
+                     &r->full, &r->window);
+        /* Somebody may ask the same again, or go on after the prompt. */
+        prefix_keep(c->prefix, &r->path, (r->n_prompt - 1) / block);
+        prefix_keep(c->prefix, &r->path, r->n_prompt / block);
+        c->n_cached += hit * block;
+    }
+    c->slots[slot] = true;
+    r->slot = slot;
+    r->state = REQUEST_RUNNING;
+    r->issued = r->computed = hit * block;
+    r->pending = 0;
+    r->restart = true;
+    if (!r->first_step_us) {
+        r->first_step_us = now;
+        r->cached = (uint32_t)r->issued;
+    }
+}
+
 void kv_admit(struct coordinator *c, uint64_t now)
 {
     uint32_t slot = 0;
-    size_t promised = 0, running = 0;
+    size_t promised = 0, running = 0, waiting = 0;
     for (size_t i = 0; i < c->n_requests; i++) {
         const struct request *r = c->requests[i];
+        waiting += r->state == REQUEST_WAITING;
         if (r->state != REQUEST_RUNNING)
             continue;
         size_t need = blocks_for(c, r->tokens.count + 1);
         promised += need > r->full.count ? need - r->full.count : 0;
         running++;
     }
-    for (size_t i = 0; i < c->n_requests; i++) {
+    for (size_t i = 0; i < c->n_requests && waiting; i++) {
         struct request *r = c->requests[i];
         if (r->state != REQUEST_WAITING)
             continue;
+        waiting--;
         while (slot < c->world.plan->sequences && c->slots[slot])
             slot++;
-        size_t need = blocks_for(c, r->tokens.count + 1);
-        if (slot == c->world.plan->sequences || (running && promised + need > c->full.n_free))
+        if (slot == c->world.plan->sequences)
             return;
-        c->slots[slot] = true;
-        r->slot = slot;
-        r->state = REQUEST_RUNNING;
-        r->issued = r->computed = 0;
-        r->pending = 0;
-        r->restart = true;
-        if (!r->first_step_us)
-            r->first_step_us = now;
+        if (c->prefix && prefix_pending(c->prefix, r->wait_node, r->wait_serial))
+            continue;
+        /* An older one that found no room is not looked up again before there is more. */
+        size_t room = blocks_room(&c->full);
+        room -= promised < room ? promised : room;
+        if (running && r->serial == c->kv_refused && room <= c->kv_refused_room)
+            return;
+        /* At least the last token is computed: its logits are wanted. */
+        struct prefix_hit hit = {.wait_node = BLOCKS_NONE};
+        if (c->prefix)
+            hit = prefix_find(c->prefix, r->tokens.ids,
+                              (r->tokens.count - 1) / c->world.plan->block_tokens);
+        r->wait_node = hit.wait_node;
+        r->wait_serial = hit.wait_serial;
+        if (r->wait_node != BLOCKS_NONE)
+            continue;
+        size_t need = blocks_for(c, r->tokens.count + 1) - hit.blocks;
+        if (running && need + hit.unused > room) {
+            c->kv_refused = r->serial;
+            c->kv_refused_room = room;
+            return;
+        }
+        begin(c, r, slot, hit.blocks, now);
         promised += need;
         running++;
     }
 }
 
-/* Room in both pools for `count` more positions of r. The youngest sequence gives way: its tokens are
- * kept, its KV is computed again later. */
-static bool take_blocks(struct coordinator *c, struct request *r, uint32_t count, uint64_t number)
+/* ── the blocks of a row ───────────────────────────────────────────────────────────────────── */
+
+/* Gives back what the windows have passed. A row's window blocks are read in its step, so they are given
+ * back when the next step begins, and whoever gets them writes them later. */
+static void begin_step(struct coordinator *c, uint64_t number)
 {
-    const struct gguf_model *model = c->options.model;
-    uint32_t block = c->world.plan->block_tokens;
-    size_t entries = blocks_for(c, r->issued + count);
-    /* The first row position sees back to issued − (window − 1). */
-    size_t passed = r->issued + 1 > model->window ? (r->issued + 1 - model->window) / block : 0;
-    blocks_free_front(&c->window, &r->window, passed < r->window.count ? passed : r->window.count);
-    for (;;) {
-        if (entries - (entries < r->full.count ? entries : r->full.count) <= c->full.n_free &&
-            blocks_extend(&c->window, &r->window, entries)) {
-            bool extended = blocks_extend(&c->full, &r->full, entries);
-            assert(extended);
-            (void)extended;
-            return true;
-        }
-        struct request *youngest = NULL;
-        for (size_t i = c->n_requests; i-- > 0 && !youngest;)
-            if (c->requests[i]->state == REQUEST_RUNNING && c->requests[i]->last_step != number)
-                youngest = c->requests[i];
-        if (!youngest || youngest->serial < r->serial)
-            return false; /* the younger ones are in this step: the next one will take from them */
-        sched_release(c, youngest);
-        youngest->state = REQUEST_WAITING;
-        c->n_preemptions++;
-        core_log(c, LOG_DEBUG, "request %llu waits: its KV blocks went to an older one",
-                 (unsigned long long)youngest->serial);
-        if (youngest == r)
-            return false;
+    uint32_t window = c->options.model->window;
+    for (size_t i = 0; i < c->n_requests; i++) {
+        struct request *r = c->requests[i];
+        if (r->state != REQUEST_RUNNING || r->last_step != c->kv_step)
+            continue;
+        /* Its next row sees back to issued − (window − 1). */
+        size_t passed =
+            r->issued + 1 > window ? (r->issued + 1 - window) / c->world.plan->block_tokens : 0;
+        if (passed > r->window.freed)
+            blocks_free_front(&c->window, &r->window, passed);
     }
+    c->kv_step = number;
+}
+
+static size_t more(const struct block_table *t, size_t entries)
+{
+    return entries > t->count ? entries - t->count : 0;
+}
+
+/* The youngest request that has no row in this step gives way: its tokens are kept, its KV is computed
+ * again later, as far as its blocks are not cached then. False: there is none younger than r. */
+static bool preempt(struct coordinator *c, const struct request *r, uint64_t number)
+{
+    struct request *youngest = NULL;
+    for (size_t i = c->n_requests; i-- > 0 && !youngest;)
+        if (c->requests[i]->state == REQUEST_RUNNING && c->requests[i]->last_step != number)
+            youngest = c->requests[i];
+    if (!youngest || youngest->serial < r->serial)
+        return false; /* the younger ones are in this step: the next one will take from them */
+    sched_release(c, youngest);
+    youngest->state = REQUEST_WAITING;
+    c->n_preemptions++;
+    core_log(c, LOG_DEBUG, "request %llu waits: its KV blocks went to an older one",
+             (unsigned long long)youngest->serial);
+    return youngest != r;
 }
 
 bool kv_give(struct coordinator *c, struct request *r, uint32_t count, uint64_t number,
              Gptoss__Row *row)
 {
+    if (number != c->kv_step)
+        begin_step(c, number);
+    size_t entries = blocks_for(c, r->issued + count);
+    while (more(&r->full, entries) > blocks_room(&c->full) ||
+           more(&r->window, entries) > blocks_room(&c->window))
+        if (!preempt(c, r, number))
+            return false;
     /* What the slot's tables hold before this row: given blocks begin there. */
-    size_t full_before = r->full.count, window_before = r->window.count;
-    if (!take_blocks(c, r, count, number))
-        return false;
+    size_t full_before = r->restart ? 0 : r->full.count;
+    size_t window_before = r->restart ? 0 : r->window.count;
+    bool extended = blocks_extend(&c->full, &r->full, entries) &&
+                    blocks_extend(&c->window, &r->window, entries);
+    assert(extended);
+    (void)extended;
     row->n_full_blocks = r->full.count - full_before;
     row->full_blocks = r->full.entries + full_before;
     row->n_window_blocks = r->window.count - window_before;
@@ -124,10 +218,4 @@ bool kv_give(struct coordinator *c, struct request *r, uint32_t count, uint64_t 
     row->restart = r->restart;
     r->restart = false;
     return true;
-}
-
-void kv_issued(struct coordinator *c, struct request *r)
-{
-    (void)c;
-    (void)r;
 }
