@@ -52,13 +52,13 @@ struct kernels_backend {
                                            uint32_t i);
     /* Jobs of a cut head; the slot is idle. */
     uint32_t (*head_rows)(const struct kernels_stage *stage);
+    const float *(*picked)(const struct kernels_stage *stage, uint32_t lane);
     float *(*head_input)(struct kernels_stage *stage, uint32_t slot);
     void *(*head_reply)(struct kernels_stage *stage, uint32_t slot, uint32_t part);
     void (*head)(struct kernels_stage *stage, uint32_t slot, uint32_t lane,
                  const struct kernels_pick *picks, uint32_t first, uint32_t count);
     void (*merge)(struct kernels_stage *stage, uint32_t slot);
     int (*head_test)(struct kernels_stage *stage, uint32_t slot, char *err, size_t err_size);
-    void *(*head_stream)(struct kernels_stage *stage);
     const float *(*logits)(const struct kernels_stage *stage, uint32_t lane, uint32_t i);
 
     /* The operations of kernels/ops.h. */
@@ -90,16 +90,16 @@ struct kernels_stage {
     uint32_t table_entries;    /* of a slot in each pool: ⌈context / block_tokens⌉ */
     bool embeds;               /* holds layer 0: reads tokens */
     bool samples;              /* holds the last layer and the head, or a part of it */
-    bool cut;                  /* samples, from a head that is cut: output is what is sampled */
+    bool cut;                  /* samples, from a head that is cut: a step ends with picked rows */
     bool has_full, has_window; /* layers of each kind here; tables of the other are not looked at */
 
     /* The door's own, for checking; the backend does not touch them. */
     struct kernels_span *full, *window;           /* [slots] */
     struct kernels_span *undo_full, *undo_window; /* [step_rows] */
-    uint64_t *seen;      /* [slots]: the last step that had a row of the slot */
-    uint64_t steps;      /* checked so far */
-    unsigned char *rung; /* [lanes]: a ring call was queued since the lane was last seen idle */
-    uint32_t *head_parts;     /* [options.n_head_parts], our own copy */
+    uint64_t *seen;       /* [slots]: the last step that had a row of the slot */
+    uint64_t steps;       /* checked so far */
+    unsigned char *rung;  /* [lanes]: a ring call was queued since the lane was last seen idle */
+    uint32_t *head_parts; /* [options.n_head_parts], our own copy */
     unsigned char *head_made; /* [head_jobs]: a job is in the slot, not merged */
 };
 
@@ -115,7 +115,7 @@ static inline uint32_t kernels_ids(const struct gguf_model *model,
                                    const struct kernels_stage_options *o)
 {
     return o->vocabulary_limit && o->vocabulary_limit < model->vocabulary ? o->vocabulary_limit
-                                                                         : model->vocabulary;
+                                                                          : model->vocabulary;
 }
 
 static inline uint32_t kernels_slice_blocks(uint32_t head_count)

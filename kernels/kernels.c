@@ -268,6 +268,12 @@ size_t kernels_stage_reply_bytes(const struct kernels_stage *stage, uint32_t hea
     return kernels_reply_bytes(head_count, n, whole);
 }
 
+const float *kernels_stage_picked(const struct kernels_stage *stage, uint32_t lane)
+{
+    return stage->cut && lane < stage->options.lanes ? stage->k->backend->picked(stage, lane)
+                                                     : NULL;
+}
+
 float *kernels_stage_head_input(struct kernels_stage *stage, uint32_t slot)
 {
     return slot < stage->options.head_jobs ? stage->k->backend->head_input(stage, slot) : NULL;
@@ -325,11 +331,6 @@ int kernels_stage_head_test(struct kernels_stage *stage, uint32_t slot, char *er
     if (check_slot(stage, slot, err, err_size))
         return -1;
     return stage->k->backend->head_test(stage, slot, err, err_size);
-}
-
-void *kernels_stage_head_stream(struct kernels_stage *stage)
-{
-    return stage->k->backend->head_stream(stage);
 }
 
 /* ── the second door ───────────────────────────────────────────────────────────────────────── */

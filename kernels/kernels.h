@@ -77,7 +77,7 @@ struct kernels_stage_options {
     const uint32_t *head_parts; /* [n_head_parts], read during kernels_stage_create */
     uint32_t n_head_parts;
     uint32_t head_jobs; /* of a cut head, on every stage that holds some of it: jobs at a time */
-    uint32_t vocabulary_limit;       /* ids from here on are never sampled nor reported; 0: none */
+    uint32_t vocabulary_limit; /* ids from here on are never sampled nor reported; 0: none */
     enum kernels_kv_type kv_type;
     uint32_t block_tokens;  /* positions of a KV block; a power of two */
     uint32_t full_blocks;   /* of the pool of full-attention layers */
@@ -145,9 +145,8 @@ struct kernels_step {
 };
 
 /* Queues a step. The stage of layer 0 reads tokens, others input(lane); the stage of the last layer
- * samples if it holds the whole head, writes the rows that are to be sampled to output(lane)
- * [n_samples, hidden] if it holds a part, and others write output(lane). Everything behind `step` is
- * copied.
+ * samples if it holds the whole head, ends with picked(lane) if it holds a part of it, and others write
+ * output(lane). Everything behind `step` is copied.
  * 0, or -1 and a sentence: the step breaks a bound. */
 int kernels_stage_step(struct kernels_stage *stage, uint32_t lane, const struct kernels_step *step,
                        char *err, size_t err_size);
@@ -165,8 +164,7 @@ double kernels_stage_busy_seconds(const struct kernels_stage *stage);
 
 /* Device addresses of a lane's buffers, for the transport; fixed for the stage's life. */
 float *kernels_stage_input(struct kernels_stage *stage, uint32_t lane);  /* [step_tokens, hidden] */
-float *kernels_stage_output(struct kernels_stage *stage,
-                            uint32_t lane); /* [step_tokens, hidden], or [step_samples, hidden] */
+float *kernels_stage_output(struct kernels_stage *stage, uint32_t lane); /* [step_tokens, hidden] */
 int32_t *kernels_stage_sampled(struct kernels_stage *stage, uint32_t lane); /* [step_samples] */
 /* The stream that all of it is ordered on (cudaStream_t), or NULL: the host must wait for
  * kernels_stage_test between the writing and the reading of a buffer. */
@@ -195,7 +193,7 @@ const float *kernels_stage_logits(const struct kernels_stage *stage, uint32_t la
  * are in the order of the stages. Samples of a step then pass the head in *jobs*, of at most
  * kernels_stage_head_rows() samples each:
  *
- *     the last stage's output(lane) + first · hidden  ──▶  head_input(slot) of the others
+ *     the last stage's picked(lane) + first · hidden  ──▶  head_input(slot) of the others
  *     kernels_stage_head()    on every stage: its part's reply, to head_reply(slot, …)
  *     the others' head_reply  ──▶  head_reply(slot, part) of the last stage
  *     kernels_stage_merge()   on the last stage: the lane's samples, as an uncut head gives them
@@ -206,10 +204,13 @@ uint32_t kernels_stage_head_rows(const struct kernels_stage *stage);
 /* Bytes of the reply of a part of `head_count` rows for samples first…first+count−1 of the step. */
 size_t kernels_stage_reply_bytes(const struct kernels_stage *stage, uint32_t head_count,
                                  const struct kernels_step *step, uint32_t first, uint32_t count);
-/* Device addresses, as the lanes' buffers. Stages but the last have part 0 alone, their own. */
-float *kernels_stage_head_input(struct kernels_stage *stage, uint32_t slot);
+/* All in host memory: little of it travels. Stages but the last have part 0 alone, their own. */
+const float *kernels_stage_picked(const struct kernels_stage *stage,
+                                  uint32_t lane); /* [step_samples, hidden] */
+float *kernels_stage_head_input(struct kernels_stage *stage,
+                                uint32_t slot); /* [head_rows, hidden] */
 void *kernels_stage_head_reply(struct kernels_stage *stage, uint32_t slot, uint32_t part);
-/* Queues: the reply of this stage's part. The last stage reads output(lane) from row `first`, the
+/* Queues: the reply of this stage's part. The last stage reads picked(lane) from row `first`, the
  * others head_input(slot). 0, or -1 and a sentence. */
 int kernels_stage_head(struct kernels_stage *stage, uint32_t slot, uint32_t lane,
                        const struct kernels_step *step, uint32_t first, uint32_t count, char *err,
@@ -218,8 +219,6 @@ int kernels_stage_head(struct kernels_stage *stage, uint32_t slot, uint32_t lane
 int kernels_stage_merge(struct kernels_stage *stage, uint32_t slot, char *err, size_t err_size);
 /* Whether all that was queued for the slot is done: 1, 0, or -1 and a sentence. */
 int kernels_stage_head_test(struct kernels_stage *stage, uint32_t slot, char *err, size_t err_size);
-/* The stream that jobs are ordered on, or NULL, as kernels_stage_stream(). */
-void *kernels_stage_head_stream(struct kernels_stage *stage);
 
 /* ── sampling ──────────────────────────────────────────────────────────────────────────────── */
 

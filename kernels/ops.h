@@ -88,7 +88,8 @@ int kernels_op_moe(struct kernels *k, const struct kernels_op_moe *op, double *s
 struct kernels_slice_block {
     float most, sum; /* the largest logit; Σ exp(logit − most) */
     uint32_t id;     /* of most; a backend may leave it out but for the slice's largest */
-    uint32_t draw_id; /* of a row without filters: the id with the largest y + g, that value, and its
+    uint32_t
+        draw_id; /* of a row without filters: the id with the largest y + g, that value, and its
                        * logit; a backend may say it of the whole slice in one block */
     double draw;
     float draw_logit;

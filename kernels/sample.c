@@ -24,9 +24,9 @@
 struct scratch {
     struct kernels_slice_block *blocks; /* [⌈n / BLOCK⌉] */
     uint32_t *ids, *ids_other;          /* [n] */
-    uint32_t *keys, *keys_other; /* [n]; descending y is ascending key */
-    uint32_t *buckets;           /* [BUCKETS] ids in each */
-    float *masses;               /* [BUCKETS] about the sum of their exponentials */
+    uint32_t *keys, *keys_other;        /* [n]; descending y is ascending key */
+    uint32_t *buckets;                  /* [BUCKETS] ids in each */
+    float *masses;                      /* [BUCKETS] about the sum of their exponentials */
 };
 
 static uint32_t blocks_of(uint32_t n)
@@ -422,7 +422,7 @@ void kernels_slice(const float *x, uint32_t first, uint32_t count, uint32_t n,
     uint32_t here = n <= first ? 0 : n - first < count ? n - first : count, best_block = 0;
     float most = -INFINITY;
     for (uint32_t b = 0; b < blocks_of(count); b++) {
-        uint32_t begin = b * BLOCK, end = here < begin       ? begin
+        uint32_t begin = b * BLOCK, end = here < begin           ? begin
                                           : here < begin + BLOCK ? here
                                                                  : begin + BLOCK;
         struct kernels_slice_block *block = &blocks[b];

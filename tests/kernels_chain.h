@@ -38,7 +38,7 @@ struct chain {
     struct kernels_stage *stages[CHAIN_STAGES];
     struct kernels_stage_options options;
     uint32_t parts[CHAIN_STAGES]; /* rows of the head on each stage */
-    uint32_t lane; /* changes with every step */
+    uint32_t lane;                /* changes with every step */
     uint32_t entries;
     struct chain_table *full, *window; /* [slots] */
     struct chain_pool full_pool, window_pool;
@@ -231,18 +231,18 @@ static inline void chain_head(struct chain *c)
             if (!c->parts[i])
                 continue;
             if (i < last)
-                chain_copy(c, kernels_stage_head_input(c->stages[i], slot),
-                           kernels_stage_output(c->stages[last], c->lane) +
-                               (size_t)first * c->model->hidden,
-                           (size_t)n * c->model->hidden * sizeof(float));
+                memcpy(kernels_stage_head_input(c->stages[i], slot),
+                       kernels_stage_picked(c->stages[last], c->lane) +
+                           (size_t)first * c->model->hidden,
+                       (size_t)n * c->model->hidden * sizeof(float));
             if (kernels_stage_head(c->stages[i], slot, c->lane, &c->step, first, n, c->err,
                                    sizeof c->err))
                 fail_msg("stage %u: %s", i, c->err);
             chain_wait_job(c, i, slot);
             if (i < last)
-                chain_copy(c, kernels_stage_head_reply(c->stages[last], slot, i),
-                           kernels_stage_head_reply(c->stages[i], slot, 0),
-                           kernels_stage_reply_bytes(c->stages[i], c->parts[i], &c->step, first, n));
+                memcpy(kernels_stage_head_reply(c->stages[last], slot, i),
+                       kernels_stage_head_reply(c->stages[i], slot, 0),
+                       kernels_stage_reply_bytes(c->stages[i], c->parts[i], &c->step, first, n));
         }
         if (kernels_stage_merge(c->stages[last], slot, c->err, sizeof c->err))
             fail_msg("merge: %s", c->err);

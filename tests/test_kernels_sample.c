@@ -210,7 +210,8 @@ static void gives_the_same_bits_however_the_vocabulary_is_cut(void **state)
     const float temperatures[] = {0, 0.01f, 0.7f, 1, 50};
     for (uint32_t i = 0; i < 1500; i++) {
         uint32_t n_blocks = 1 + (uint32_t)(test_random(&seed) % 9);
-        uint32_t vocabulary = n_blocks * KERNELS_SLICE_BLOCK - (uint32_t)(test_random(&seed) % 1024);
+        uint32_t vocabulary =
+            n_blocks * KERNELS_SLICE_BLOCK - (uint32_t)(test_random(&seed) % 1024);
         uint32_t limit = test_random(&seed) % 3 ? 0 : 1 + (uint32_t)test_random(&seed) % vocabulary;
         uint32_t ids = limit ? limit : vocabulary;
         float *x = some_logits(&seed, vocabulary, i % 3 ? 8 : 0.5f);

@@ -93,10 +93,9 @@ static void merge_row(void *arg, uint32_t i, uint32_t thread)
         uint32_t count = o->head_parts[p];
         if (!count)
             continue;
-        slices[n_slices++] =
-            (struct kernels_slice){blocks_of(job->replies[p], count, i),
-                                   kernels_slice_blocks(count),
-                                   top_of(job->replies[p], count, job->n, i)};
+        slices[n_slices++] = (struct kernels_slice){blocks_of(job->replies[p], count, i),
+                                                    kernels_slice_blocks(count),
+                                                    top_of(job->replies[p], count, job->n, i)};
         if (job->whole[i])
             memcpy(row + first, logits_of(job->replies[p], count, job->n, m->logits_at[i]),
                    count * sizeof *row);
@@ -128,6 +127,11 @@ uint32_t host_head_rows(const struct kernels_stage *base)
     return HOST_HEAD_ROWS;
 }
 
+const float *host_picked(const struct kernels_stage *base, uint32_t lane)
+{
+    return ((const struct host_stage *)base)->lanes[lane].picked;
+}
+
 float *host_head_input(struct kernels_stage *base, uint32_t slot)
 {
     return job_of(base, slot)->input;
@@ -146,8 +150,7 @@ void host_head(struct kernels_stage *base, uint32_t slot, uint32_t lane,
     job->lane = &stage->lanes[lane];
     job->first = first;
     job->n = count;
-    job->x =
-        base->cut ? job->lane->output + (uint64_t)first * base->model->hidden : job->input;
+    job->x = base->cut ? job->lane->picked + (uint64_t)first * base->model->hidden : job->input;
     for (uint32_t i = 0; i < count; i++) {
         job->rows[i] = *picks[i].row;
         job->position[i] = picks[i].position;

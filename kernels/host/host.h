@@ -27,8 +27,8 @@ enum host_work { HOST_STEP, HOST_RING, HOST_HEAD, HOST_MERGE };
 
 struct host_lane {
     float *input;                   /* [step_tokens, hidden]; NULL on the stage of layer 0 */
-    float *output;                  /* [step_tokens, hidden]; NULL on a stage that samples, but
-                                     * [step_samples, hidden] where the head is cut */
+    float *output;                  /* [step_tokens, hidden]; NULL on a stage that samples */
+    float *picked;                  /* [step_samples, hidden]; NULL but on one with a cut head */
     int32_t *sampled;               /* [step_samples] */
     struct kernels_sample *samples; /* [step_samples]; NULL where nothing is sampled */
     float *logits;                  /* [step_samples, vocabulary], with keep_logits */
@@ -63,7 +63,7 @@ struct host_queue {
     struct {
         enum host_work work;
         uint32_t at; /* lane or job */
-    } * entries; /* [size] */
+    } * entries;     /* [size] */
     uint32_t size;
     _Atomic uint64_t put, taken; /* counts since the start */
 };
@@ -143,6 +143,7 @@ struct host_matrix host_head_matrix(const struct host_stage *stage);
 void host_head_run(struct host_stage *stage, struct host_job *job);
 void host_merge_run(struct host_stage *stage, struct host_job *job);
 uint32_t host_head_rows(const struct kernels_stage *stage);
+const float *host_picked(const struct kernels_stage *stage, uint32_t lane);
 float *host_head_input(struct kernels_stage *stage, uint32_t slot);
 void *host_head_reply(struct kernels_stage *stage, uint32_t slot, uint32_t part);
 void host_head(struct kernels_stage *stage, uint32_t slot, uint32_t lane,
@@ -192,9 +193,9 @@ int host_op_moe(struct kernels *k, const struct kernels_op_moe *op, double *seco
         .output = host_output, .sampled = host_sampled, .stream = host_stream,                     \
         .sample = host_sample, .logits = host_logits, .head_rows = host_head_rows,                 \
         .head_input = host_head_input, .head_reply = host_head_reply, .head = host_head,           \
-        .merge = host_merge, .head_test = host_head_test, .head_stream = host_stream,              \
-        .op_rmsnorm = host_op_rmsnorm,                                                             \
-        .op_linear = host_op_linear, .op_attention = host_op_attention, .op_moe = host_op_moe,     \
+        .merge = host_merge, .head_test = host_head_test, .picked = host_picked,                   \
+        .op_rmsnorm = host_op_rmsnorm, .op_linear = host_op_linear,                                \
+        .op_attention = host_op_attention, .op_moe = host_op_moe,                                  \
     }
 
 #endif

@@ -42,7 +42,7 @@ static void lay_out_lane(struct arena *a, struct host_stage *stage, struct host_
     } else {
         lane->samples = TAKE(a, struct kernels_sample, o->step_samples, 1);
         if (stage->base.cut)
-            lane->output = TAKE(a, float, o->step_samples, hidden);
+            lane->picked = TAKE(a, float, o->step_samples, hidden);
         if (o->keep_logits)
             lane->logits = TAKE(a, float, o->step_samples, stage->base.model->vocabulary);
     }
@@ -79,9 +79,10 @@ static void lay_out_head(struct arena *a, struct host_stage *stage)
         if (!stage->base.cut)
             job->input = TAKE(a, float, rows, m->hidden);
         for (uint32_t p = 0; p < (stage->base.cut ? o->n_head_parts : 1); p++)
-            job->replies[p] = TAKE(
-                a, unsigned char, 1,
-                kernels_reply_bytes(stage->base.cut ? o->head_parts[p] : o->head_count, rows, rows));
+            job->replies[p] =
+                TAKE(a, unsigned char, 1,
+                     kernels_reply_bytes(stage->base.cut ? o->head_parts[p] : o->head_count, rows,
+                                         rows));
     }
     stage->heads.size = 2 * o->head_jobs;
     stage->heads.entries = take(a, stage->heads.size, 1, sizeof *stage->heads.entries);

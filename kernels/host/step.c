@@ -241,7 +241,7 @@ static void pick_rows(const struct host_stage *stage, struct host_lane *lane, co
 {
     const struct kernels_step *step = &lane->step;
     uint64_t hidden = stage->base.model->hidden, t = 0;
-    float *to = lane->output;
+    float *to = lane->picked;
     for (uint32_t i = 0; i < step->n_rows; t += step->rows[i++].count) {
         uint64_t from = step->rows[i].sample_from, n = step->rows[i].count - from;
         memcpy(to, x + (t + from) * hidden, n * hidden * sizeof *x);
