@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "kernels/kernels.h"
+#include "worker/head.h"
 #include "worker/step.h"
 #include "worker/transport.h"
 #include "worker/wait.h"
@@ -20,15 +21,18 @@
  *   LANE_RUNNING ──the device is done──▶ LANE_SENDING ──everything was taken──▶ LANE_FREE
  *
  * Stage 0 leaves LANE_SENDING only when the tokens sampled by the step have come back over the ring
- * and were stored by the device: they arrive in the lane's buffer. */
-enum lane_state { LANE_FREE, LANE_WAITING, LANE_RUNNING, LANE_SENDING };
+ * and were stored by the device: they arrive in the lane's buffer. Where the head is cut (head.h), the
+ * last stage has LANE_HEAD between running and sending, until all samples are there, and the others
+ * stay in LANE_SENDING until their part of the head is done. */
+enum lane_state { LANE_FREE, LANE_WAITING, LANE_RUNNING, LANE_HEAD, LANE_SENDING };
 
 struct lane {
     enum lane_state state;
     struct step step;
     uint64_t refers_to; /* stage 0: the step whose samples must be stored before this starts */
     uint64_t running_since_us;
-    bool ring_due; /* stage 0: its samples have not yet been stored */
+    bool ring_due;      /* stage 0: its samples have not yet been stored */
+    uint32_t head_left; /* samples that have not yet passed a cut head */
     struct transport_transfer header, input, output, ring;
     uint32_t *sampled_slots; /* [samples] stage 0: whose token each sample is */
 };
@@ -47,6 +51,8 @@ struct worker_stage {
 
     /* NULL where there is no such neighbour. */
     struct transport_edge *headers_in, *headers_out, *data_in, *data_out, *ring_in, *ring_out;
+
+    struct head head;
 
     uint32_t n_lanes;
     struct lane *lanes;               /* [n_lanes]; step n has lane (n − 1) % n_lanes */
@@ -79,5 +85,15 @@ static inline bool stage_is_last(const struct worker_stage *stage)
 {
     return stage->index + 1 == stage->count;
 }
+
+static inline struct lane *stage_lane(struct worker_stage *stage, uint64_t step)
+{
+    return &stage->lanes[(step - 1) % stage->n_lanes];
+}
+
+/* stage_open.c: *edge must be NULL. */
+int stage_open_edge(struct worker_stage *stage, struct transport_edge **edge,
+                    const struct transport *transport, uint32_t from, uint32_t to,
+                    enum transport_channel channel, char *err, size_t err_size);
 
 #endif
