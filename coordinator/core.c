@@ -55,6 +55,7 @@ void coordinator_destroy(struct coordinator *c)
     if (!c)
         return;
     sched_destroy(c);
+    times_destroy(c);
     for (size_t i = 0; i < c->n_requests; i++)
         requests_destroy(c->requests[i]);
     free(c->requests);

@@ -9,6 +9,7 @@
 #include "coordinator/coordinator.h"
 #include "coordinator/harmony.h"
 #include "coordinator/prefix.h"
+#include "coordinator/times.h"
 #include "coordinator/tokenizer.h"
 #include "proto/proto.h"
 
@@ -125,6 +126,7 @@ struct rank {
     double busy_seconds, up_seconds;
     uint32_t queue;
     uint64_t steps;
+    struct times_clock clock;
 };
 
 enum world_state { WORLD_NONE, WORLD_JOINING, WORLD_LOADING, WORLD_SERVING };
@@ -172,6 +174,10 @@ struct coordinator {
     struct step *steps; /* [plan.steps_in_flight]; step n at (n − 1) % steps_in_flight */
     uint64_t next_step, oldest_step; /* numbers; in flight: oldest … next − 1 */
     struct row_buffers *row_buffers; /* sched.c: where a step is put together */
+    struct times *times;             /* times.c */
+
+    times_tell times_tell; /* told of each step on each stage; NULL: nobody */
+    void *times_tell_arg;
 
     struct event *events; /* a queue: events[first … first + count) */
     size_t events_first, events_count, events_capacity;

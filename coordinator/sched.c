@@ -191,6 +191,7 @@ static bool form_step(struct coordinator *c, uint64_t now)
     message.body_case = GPTOSS__SUPERVISOR_MESSAGE__BODY_STEP;
     message.step = &m;
     core_send_rank(c, &c->world.ranks[0].peer, &message);
+    times_issued(c, step, now);
     c->next_step++;
     c->n_steps++;
     return true;
@@ -246,6 +247,7 @@ void sched_result(struct coordinator *c, const Gptoss__StepResult *result, uint6
             return;
         }
     c->oldest_step++;
+    times_done(c, result->step, now);
     size_t n = 0;
     for (uint32_t i = 0; i < step->n_rows; i++) {
         const struct step_row *row = &step->rows[i];

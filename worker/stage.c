@@ -48,6 +48,7 @@ static int accept_step(struct worker_stage *stage, struct lane *lane, char *err,
     lane->header.step = lane->input.step = lane->output.step = lane->ring.step = step;
     lane->ring_due = false;
     lane->head_left = head_due(&stage->head, lane->step.view.n_samples);
+    lane->times = (struct times_step){.step = step, .received_us = clock_us()};
     stage->accepted = step;
     if (stage->headers_out && transport_send(stage->headers_out, &lane->header, lane->step.bytes,
                                              lane->step.size, err, err_size))
@@ -175,10 +176,10 @@ static int store_samples(struct worker_stage *stage, struct lane *lane, char *er
 static int start(struct worker_stage *stage, struct lane *lane, char *err, size_t err_size)
 {
     uint32_t index = lane_index(stage, lane);
+    lane->running_since_us = lane->times.started_us = clock_us();
     if (kernels_stage_step(stage->kernels, index, &lane->step.view, err, err_size))
         return -1;
     lane->state = LANE_RUNNING;
-    lane->running_since_us = clock_us();
     if (!stage_is_first(stage) || lane->step.view.n_samples == 0)
         return 0;
     if (stage_is_last(stage))
@@ -231,7 +232,8 @@ static int deliver(struct worker_stage *stage, struct lane *lane, char *err, siz
 /* The device is done with it: pass it on. */
 static int pass_on(struct worker_stage *stage, struct lane *lane, char *err, size_t err_size)
 {
-    stage->done_us = clock_us();
+    stage->done_us = lane->times.finished_us = clock_us();
+    lane->times.busy_us = (uint64_t)(kernels_stage_busy_seconds(stage->kernels) * 1e6);
     lane->state = stage_is_last(stage) ? LANE_HEAD : LANE_SENDING;
     if (stage_is_last(stage))
         return 0;
@@ -287,6 +289,8 @@ static int settle(struct worker_stage *stage, struct lane *lane, struct turn *tu
     if (ring && lane->ring_due && turn->store && store_samples(stage, lane, err, err_size))
         return -1;
     turn->store &= !lane->ring_due;
+    if (!lane->times.sent_us && (stage_is_last(stage) ? ring : output))
+        lane->times.sent_us = clock_us();
     if (!header || !input || !output || !ring || lane->ring_due || lane->head_left)
         return 0;
     int done = kernels_stage_test(stage->kernels, lane_index(stage, lane), err, err_size);
@@ -347,7 +351,7 @@ int worker_stage_progress(struct worker_stage *stage, char *err, size_t err_size
     if (head_progress(stage, &turn.moved, err, err_size))
         return -1;
     while (stage->oldest <= stage->accepted && stage_lane(stage, stage->oldest)->state == LANE_FREE)
-        stage->oldest++;
+        times_note(&stage->times, &stage_lane(stage, stage->oldest++)->times);
     return turn.moved;
 }
 
@@ -383,6 +387,12 @@ void worker_stage_wait(struct worker_stage *stage, int fd, bool moved)
     (void)!read(stage->notified, &count, sizeof count);
     if (stage->world->bell >= 0 && world_ring_drain(stage->world))
         wait_rung(&stage->wait);
+}
+
+const Gptoss__StepTimes *worker_stage_times(struct worker_stage *stage, bool now)
+{
+    uint64_t now_us = clock_us();
+    return now || times_due(&stage->times, now_us) ? times_take(&stage->times, now_us) : NULL;
 }
 
 void worker_stage_info(const struct worker_stage *stage, struct worker_stage_info *info)

@@ -10,6 +10,7 @@
 #include "kernels/kernels.h"
 #include "worker/head.h"
 #include "worker/step.h"
+#include "worker/times.h"
 #include "worker/transport.h"
 #include "worker/wait.h"
 #include "worker/worker.h"
@@ -31,6 +32,7 @@ struct lane {
     struct step step;
     uint64_t refers_to; /* stage 0: the step whose samples must be stored before this starts */
     uint64_t running_since_us;
+    struct times_step times;
     bool ring_due;      /* stage 0: its samples have not yet been stored */
     uint32_t head_left; /* samples that have not yet passed a cut head */
     struct transport_transfer header, input, output, ring;
@@ -60,6 +62,7 @@ struct worker_stage {
     uint64_t accepted;                /* last step that has got a lane */
     uint64_t oldest;                  /* first step that still has one; accepted + 1: none has */
     uint64_t done_us;                 /* when the device last was done with a step */
+    struct times times;               /* of the steps that have left */
 
     /* stage 0 */
     uint64_t *sampled_by; /* [slots] the last step that samples for a slot; 0: none */
