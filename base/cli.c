@@ -47,6 +47,7 @@ static const char *const shared_variables[] = {
     "GPTOSS_MAX_TOKENS",
     "GPTOSS_MIN_P",
     "GPTOSS_MODEL",
+    "GPTOSS_NO_PREFIX_CACHE",
     "GPTOSS_REASONING",
     "GPTOSS_SEED",
     "GPTOSS_SEQUENCES",

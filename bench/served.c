@@ -192,18 +192,31 @@ static int start_coordinator(struct served *served, const char *clients, const c
     const char *kv_type = o->kv_type == PLAN_KV_F16    ? "f16"
                           : o->kv_type == PLAN_KV_BF16 ? "bf16"
                                                        : "f32";
-    const char *const argv[] = {program,    "--model",
-                                o->path,    "--bind",
-                                clients,    "--workers-bind",
-                                workers,    "--launch",
-                                numbers[0], "--context",
-                                numbers[1], "--sequences",
-                                numbers[2], "--step-tokens",
-                                numbers[3], "--device",
-                                o->device,  "--kv-type",
-                                kv_type,    "--max-queue",
-                                "100000",   o->threads ? "--threads" : NULL,
-                                numbers[4], NULL};
+    const char *const argv[] = {program,
+                                "--model",
+                                o->path,
+                                "--bind",
+                                clients,
+                                "--workers-bind",
+                                workers,
+                                "--launch",
+                                numbers[0],
+                                "--context",
+                                numbers[1],
+                                "--sequences",
+                                numbers[2],
+                                "--step-tokens",
+                                numbers[3],
+                                "--device",
+                                o->device,
+                                "--kv-type",
+                                kv_type,
+                                "--max-queue",
+                                "100000",
+                                "--no-prefix-cache",
+                                o->threads ? "--threads" : NULL,
+                                numbers[4],
+                                NULL};
     return bench_child_start(&served->child, argv, err, err_size);
 }
 

@@ -199,6 +199,10 @@ void json_status(FILE *out, const Gptoss__Status *s)
     key_count(&t, "kv_full_blocks_used", s->kv_full_blocks_used);
     key_count(&t, "kv_window_blocks", s->kv_window_blocks);
     key_count(&t, "kv_window_blocks_used", s->kv_window_blocks_used);
+    key_count(&t, "kv_full_blocks_cached", s->kv_full_blocks_cached);
+    key_count(&t, "kv_window_blocks_cached", s->kv_window_blocks_cached);
+    key_count(&t, "kv_blocks_evicted", s->kv_blocks_evicted);
+    key_count(&t, "prefix_hit_tokens", s->prefix_hit_tokens);
     key_count(&t, "context", s->context);
     key_count(&t, "sequences", s->sequences);
     text_print(&t, "}\n");

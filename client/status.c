@@ -96,6 +96,11 @@ void status_print(FILE *out, const char *endpoint, const Gptoss__Status *s)
     text_print(&t, "; %u tokens a block", s->kv_block_tokens);
     line(out, "KV cache", t.bytes);
     text_clear(&t);
+    text_print(&t, "%u full and %u window blocks; %llu tokens were not computed again",
+               s->kv_full_blocks_cached, s->kv_window_blocks_cached,
+               (unsigned long long)s->prefix_hit_tokens);
+    line(out, "prefixes", t.bytes);
+    text_clear(&t);
     text_print(&t, "%u sequences of %u tokens", s->sequences, s->context);
     line(out, "room for", t.bytes);
     if (s->n_stages > 0)

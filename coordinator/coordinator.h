@@ -45,6 +45,7 @@ struct coordinator_options {
     const uint32_t
         *layers; /* [n_layers_given] layers of each rank, by hand; NULL: computed; lent */
     uint32_t n_layers_given;
+    bool no_prefix_cache;      /* no sequence shares KV blocks with another */
     uint32_t max_queue;        /* requests that wait; 0: 512 */
     uint64_t step_deadline_us; /* 0: 300 s */
     uint64_t silence_us;       /* a rank that says nothing for so long is lost; 0: 15 s */
@@ -122,12 +123,46 @@ struct coordinator_counts {
     uint32_t running, waiting; /* requests */
     uint32_t lingering;        /* finished or without a client, kept for Resume */
     uint32_t steps_in_flight;
-    uint32_t full_blocks_used, window_blocks_used;
+    uint32_t full_blocks_used, window_blocks_used;     /* in the tables of sequences */
+    uint32_t full_blocks_cached, window_blocks_cached; /* kept for sequences to come */
+    uint64_t cached_tokens;                            /* taken from the cache, not computed */
+    uint64_t blocks_evicted;                           /* cached ones whose room was needed */
     uint64_t finished, refused;
     uint64_t sampled_tokens, prompt_tokens;
     uint64_t steps;
     uint64_t preemptions;
 };
 void coordinator_counts(const struct coordinator *c, struct coordinator_counts *counts);
+
+/* ── how full the pipeline is ──────────────────────────────────────────────────────────────── */
+
+/* When a step was where on a stage; all stages by one clock, µs. */
+struct coordinator_stage_step {
+    uint64_t step;        /* 0: none */
+    uint64_t received_us; /* the stage knew of it */
+    uint64_t started_us;  /* its inputs were there, it was given to the device */
+    uint64_t finished_us; /* the device was done */
+    uint64_t sent_us;     /* its outputs had left */
+    uint32_t busy_us;     /* the device worked on it; time in the device's queue is not in it */
+};
+
+struct coordinator_occupancy {
+    double seconds;          /* of the window; 0: nothing is known, nor is the rest */
+    uint64_t steps;          /* that stage 0 finished in it */
+    double bubble;           /* 1 − busy time of all stages ÷ (stages × seconds) */
+    double hop_mean_seconds; /* from the device's end on a stage to the inputs being at the next */
+    uint64_t hops;           /* that this is the mean of */
+    double *busy;        /* [n_stages] share of the window that the stage's device worked; lent */
+    double *hop_seconds; /* [n_stages] mean of the hops to this stage, 0: none; lent */
+};
+
+/* Of the window from_us … to_us. stages[s] is a ring of `kept` entries, step n at n % kept; last[s] is
+ * the last step in it; what stage s did after until_us[s] is not known (until_us NULL: everything is). The
+ * window ends where the first of them does, and begins where all rings reach. out->busy and
+ * out->hop_seconds are set by the caller. */
+void coordinator_occupancy(struct coordinator_occupancy *out,
+                           const struct coordinator_stage_step *const *stages, size_t kept,
+                           const uint64_t *last, const uint64_t *until_us, uint32_t n_stages,
+                           uint64_t from_us, uint64_t to_us);
 
 #endif

@@ -57,12 +57,13 @@ void coordinator_destroy(struct coordinator *c)
     if (!c)
         return;
     sched_destroy(c);
+    times_destroy(c);
     for (size_t i = 0; i < c->n_requests; i++)
         requests_destroy(c->requests[i]);
     free(c->requests);
     plan_destroy(c->world.plan);
     free(c->world.ranks);
-    free(c->costs);
+    costs_destroy(c);
     wire_result_free(&c->result);
     requests_free_answer(c);
     for (size_t i = 0; i < c->events_capacity; i++)
@@ -320,6 +321,10 @@ void coordinator_counts(const struct coordinator *c, struct coordinator_counts *
         .steps_in_flight = (uint32_t)(c->next_step - c->oldest_step),
         .full_blocks_used = blocks_used(&c->full),
         .window_blocks_used = blocks_used(&c->window),
+        .full_blocks_cached = c->full.n_cached,
+        .window_blocks_cached = c->window.n_cached,
+        .cached_tokens = c->n_cached,
+        .blocks_evicted = c->full.n_evicted + c->window.n_evicted,
         .finished = c->n_finished,
         .refused = c->n_refused,
         .sampled_tokens = c->n_sampled,

@@ -1,5 +1,5 @@
 /*
- * core: the coordinator's insides, shared by core.c, requests.c, sched.c, blocks.c and ranks.c.
+ * core: the coordinator's insides, shared by core.c, requests.c, sched.c, kv.c and ranks.c.
  */
 #ifndef GPTOSS_COORDINATOR_CORE_H
 #define GPTOSS_COORDINATOR_CORE_H
@@ -8,6 +8,8 @@
 #include "coordinator/blocks.h"
 #include "coordinator/coordinator.h"
 #include "coordinator/harmony.h"
+#include "coordinator/prefix.h"
+#include "coordinator/times.h"
 #include "coordinator/tokenizer.h"
 #include "coordinator/wire.h"
 #include "proto/proto.h"
@@ -81,7 +83,11 @@ struct request {
     bool restart;        /* the next row is the first in this slot */
     uint64_t last_step;  /* the last step that holds a row of it */
     struct block_table full, window;
-    size_t window_told; /* front entries of `window` whose end the stages know */
+    size_t window_told;      /* front entries of `window` whose end the stages know */
+    struct prefix_path path; /* of its blocks, while RUNNING */
+    uint32_t wait_node;      /* WAITING: somebody computes its prefix, as far as this node; */
+    uint64_t wait_serial;    /* BLOCKS_NONE: nobody */
+    uint32_t cached;         /* tokens that were in the cache when it was first admitted */
 
     /* Times, µs. */
     uint64_t accepted_us, first_step_us, first_token_us, last_sent_us;
@@ -124,6 +130,7 @@ struct rank {
     double busy_seconds, up_seconds;
     uint32_t queue;
     uint64_t steps;
+    struct times_clock clock;
 };
 
 enum world_state { WORLD_NONE, WORLD_JOINING, WORLD_LOADING, WORLD_SERVING };
@@ -165,6 +172,10 @@ struct coordinator {
 
     /* While SERVING. */
     struct blocks full, window;
+    struct prefix *prefix; /* NULL: switched off */
+    uint64_t kv_step;      /* the step whose rows were given blocks last */
+    uint64_t kv_refused;   /* the request that kv_refused_room blocks were too few for */
+    size_t kv_refused_room;
     bool *slots;              /* [plan.sequences] taken */
     struct request **by_slot; /* [plan.sequences] who has it, or NULL */
     struct request **running; /* [n_running] by age: those that have a slot */
@@ -174,11 +185,15 @@ struct coordinator {
     struct row_buffers *row_buffers; /* sched.c: where a step is put together */
     struct wire_result result;       /* core.c: the last one that came */
     struct answer *answer;           /* requests.c: the text of one token */
+    struct times *times;             /* times.c */
+
+    times_tell times_tell; /* told of each step on each stage; NULL: nobody */
+    void *times_tell_arg;
 
     struct cost_stage *costs; /* [n_costs] of each stage; outlives the world */
     uint32_t n_costs;
-    double decode_seconds; /* what the last step's decode rows take */
-    uint64_t result_us;    /* when the last result came */
+    struct cost_past *cost_past; /* costs.c: the steps that stages may still tell of */
+    double decode_seconds;       /* what the last step's decode rows take */
 
     struct event *events; /* [events_capacity] a ring */
     size_t events_first, events_count, events_capacity;
@@ -186,7 +201,7 @@ struct coordinator {
 
     bool draining, stopped;
     uint64_t started_us;
-    uint64_t n_steps, n_finished, n_refused, n_sampled, n_prompt, n_preemptions;
+    uint64_t n_steps, n_finished, n_refused, n_sampled, n_prompt, n_cached, n_preemptions;
 };
 
 /* core.c */
@@ -234,6 +249,9 @@ void sched_run(struct coordinator *c, uint64_t now);
 void sched_result(struct coordinator *c, const Gptoss__StepResult *result, uint64_t now);
 /* Takes slot and blocks from a running request; it becomes WAITING (or what the caller makes of it). */
 void sched_release(struct coordinator *c, struct request *r);
+
+/* costs.c */
+void costs_destroy(struct coordinator *c);
 
 /* ranks.c */
 void ranks_receive(struct coordinator *c, const struct core_peer *peer,

@@ -13,6 +13,20 @@ static struct plan_rank rank_of(const struct rank *r)
                               .weights_in_place = strcmp(r->backend, "cuda") != 0};
 }
 
+#define PAST 4096 /* steps */
+
+struct cost_past {
+    struct {
+        uint64_t number; /* 0: none */
+        struct cost_work work;
+    } steps[PAST];      /* step n at n % PAST */
+    uint64_t result_us; /* when the last result came */
+    bool told;          /* the stages tell of their steps */
+    struct cost_last {
+        uint64_t number, finished_us;
+    } * last; /* [n_costs] that the stage told of */
+};
+
 void costs_create(struct coordinator *c)
 {
     uint32_t n = c->world.size;
@@ -23,33 +37,71 @@ void costs_create(struct coordinator *c)
         cost_stage_init(&costs[s], c->options.model, c->world.plan, s, &rank);
         same = same && memcmp(costs[s].unit, c->costs[s].unit, sizeof costs[s].unit) == 0;
     }
-    c->result_us = 0;
-    c->decode_seconds = 0;
     if (same) { /* ranks that came back */
         free(costs);
-        return;
+        costs = c->costs;
+        c->costs = NULL;
     }
-    free(c->costs);
+    costs_destroy(c);
     c->costs = costs;
     c->n_costs = n;
+    c->cost_past = base_alloc(1, sizeof *c->cost_past);
+    c->cost_past->last = base_alloc(n, sizeof *c->cost_past->last);
+    c->decode_seconds = 0;
 }
 
-/* Results that follow one another while the pipeline is full are as far apart as the slowest stage
- * takes; the others are taken to keep their ratio to it. */
+void costs_destroy(struct coordinator *c)
+{
+    free(c->costs);
+    if (c->cost_past)
+        free(c->cost_past->last);
+    free(c->cost_past);
+    c->costs = NULL;
+    c->cost_past = NULL;
+    c->n_costs = 0;
+}
+
+void costs_issued(struct coordinator *c, const struct step *step)
+{
+    c->cost_past->steps[step->number % PAST].number = step->number;
+    c->cost_past->steps[step->number % PAST].work = step->work;
+}
+
+/* Until the stages tell: results that follow one another while the pipeline is full are as far apart as
+ * the slowest stage takes; the others are taken to keep their ratio to it. */
 void costs_result(struct coordinator *c, const struct step *step, uint64_t now)
 {
     uint32_t n = c->n_costs;
-    uint64_t last = c->result_us;
-    c->result_us = now;
+    uint64_t last = c->cost_past->result_us;
+    c->cost_past->result_us = now;
     uint64_t since = step->issued_us > last ? step->issued_us : last;
     bool full = n == 1 || (step->issued_us <= last && c->next_step - step->number >= n);
-    if (!full || now <= since)
+    if (c->cost_past->told || !full || now <= since)
         return;
     double seconds = (double)(now - since) * 1e-6;
     double slowest = cost_slowest(c->costs, n, &step->work);
     for (uint32_t s = 0; s < n; s++)
         cost_observe(&c->costs[s], &step->work,
                      seconds * cost_seconds(&c->costs[s], &step->work) / slowest);
+}
+
+/* A step that waited behind another began when that one was finished: what lies between two steps that
+ * follow one another at once is part of what a step costs. */
+void costs_told(struct coordinator *c, uint32_t stage, const struct coordinator_stage_step *step)
+{
+    struct cost_past *past = c->cost_past;
+    if (!past || stage >= c->n_costs)
+        return;
+    past->told = true;
+    struct cost_last *last = &past->last[stage];
+    uint64_t from = step->started_us;
+    if (last->number + 1 == step->step && last->finished_us > from)
+        from = last->finished_us;
+    bool known = past->steps[step->step % PAST].number == step->step;
+    if (known && step->finished_us > from)
+        cost_observe(&c->costs[stage], &past->steps[step->step % PAST].work,
+                     (double)(step->finished_us - from) * 1e-6);
+    *last = (struct cost_last){step->step, step->finished_us};
 }
 
 /* ── for the simulator ─────────────────────────────────────────────────────────────────────── */

@@ -26,7 +26,8 @@
 
 #define CHUNK_MIN   4  /* tokens of a prompt that a step takes, whatever it costs */
 #define CHUNK_ROUND 16 /* larger chunks are multiples of this */
-#define CHUNKS_MAX  64 /* that prompts are cut into, to fill the pipeline */
+#define CHUNKS_MAX  64 /* that prompts are cut into, to fill the pipeline, … */
+#define CHUNK_FILL  64 /* … none of them smaller than this */
 
 /* ── decode rows ───────────────────────────────────────────────────────────────────────────── */
 
@@ -130,7 +131,7 @@ static double pipeline_target(const struct coordinator *c)
     depth = tokens > 0 ? depth / tokens : 0;
     double best = INFINITY, target = INFINITY;
     uint32_t least = (uint32_t)(tokens / plan->step_tokens) + 1;
-    for (uint32_t k = least; k < least + CHUNKS_MAX && tokens / k >= CHUNK_ROUND; k++) {
+    for (uint32_t k = least; k < least + CHUNKS_MAX && tokens / k >= CHUNK_FILL; k++) {
         struct cost_work work = {0};
         uint32_t count = (uint32_t)ceil(tokens / k);
         cost_add(&work, c->options.model, (uint32_t)depth, count, 0);

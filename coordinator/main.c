@@ -20,7 +20,7 @@ struct options {
     const char *model, *bind, *workers_bind, *layers, *kv_type, *device, *worker, *costs;
     int64_t launch, context, sequences, threads, max_queue, step_tokens;
     double drain, token_gap, step_deadline, silence;
-    bool plan_only, insecure;
+    bool plan_only, insecure, no_prefix_cache;
 };
 
 static int usage(const char *text, const char *value)
@@ -126,6 +126,7 @@ static int run(const struct options *o, const char *path, const uint32_t *layers
         .gap_us = (uint64_t)(o->token_gap * 1e3),
         .layers = layers,
         .n_layers_given = n_layers,
+        .no_prefix_cache = o->no_prefix_cache,
         .max_queue = (uint32_t)o->max_queue,
         .step_deadline_us = (uint64_t)(o->step_deadline * 1e6),
         .silence_us = (uint64_t)(o->silence * 1e6),
@@ -191,6 +192,10 @@ int main(int argc, char **argv)
          "16, on GPUs up to 256", "GPTOSS_SEQUENCES", &o.sequences, 1, 4096, NULL},
         {CLI_STRING, "kv-type", 0, "TYPE", "type of the KV cache: f32, f16 or bf16",
          "f32 on CPUs, f16 on GPUs", "GPTOSS_KV_TYPE", &o.kv_type, 0, 0, NULL},
+        {CLI_FLAG, "no-prefix-cache", 0, NULL,
+         "share no KV between prompts that begin alike: how soon an answer comes then tells a "
+         "client nothing about the prompts of others",
+         NULL, "GPTOSS_NO_PREFIX_CACHE", &o.no_prefix_cache, 0, 0, NULL},
         {.type = CLI_GROUP, .text = "Ranks"},
         {CLI_INT, "launch", 0, "N", "start mpirun -np N gptoss-worker, and again if it dies",
          "wait for ranks", "GPTOSS_LAUNCH", &o.launch, 1, 4096, NULL},

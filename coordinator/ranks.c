@@ -33,6 +33,7 @@ static void refuse(struct coordinator *c, const struct core_peer *peer, const ch
 static void world_clear(struct coordinator *c)
 {
     sched_destroy(c);
+    times_destroy(c);
     plan_destroy(c->world.plan);
     free(c->world.ranks);
     c->world = (struct world){.epoch = c->epoch};
@@ -406,6 +407,7 @@ static void ready(struct coordinator *c, struct rank *rank, const Gptoss__Ready 
             return;
     c->world.state = WORLD_SERVING;
     sched_create(c);
+    times_create(c);
     struct plan_rank *ranks = base_alloc(c->world.size, sizeof *ranks);
     fill_plan_ranks(c, ranks);
     char *table = plan_table(c->world.plan, ranks);
@@ -421,8 +423,9 @@ static void loading(struct rank *rank, const Gptoss__Loading *m)
         rank->loaded = (double)m->bytes_done / (double)m->bytes_all;
 }
 
-static void heartbeat(struct rank *rank, const Gptoss__RankHeartbeat *m)
+static void heartbeat(struct rank *rank, const Gptoss__RankHeartbeat *m, uint64_t now)
 {
+    times_clock_echo(&rank->clock, m->echo_us, m->echo_received_us, m->echo_sent_us, now);
     rank->steps = m->steps;
     rank->busy_seconds = m->busy_seconds;
     rank->up_seconds = m->up_seconds;
@@ -447,7 +450,10 @@ void ranks_receive(struct coordinator *c, const struct core_peer *peer,
     case GPTOSS__RANK_MESSAGE__BODY_JOIN: join(c, rank, message->join, now); break;
     case GPTOSS__RANK_MESSAGE__BODY_LOADING: loading(rank, message->loading); break;
     case GPTOSS__RANK_MESSAGE__BODY_READY: ready(c, rank, message->ready, now); break;
-    case GPTOSS__RANK_MESSAGE__BODY_HEARTBEAT: heartbeat(rank, message->heartbeat); break;
+    case GPTOSS__RANK_MESSAGE__BODY_HEARTBEAT: heartbeat(rank, message->heartbeat, now); break;
+    case GPTOSS__RANK_MESSAGE__BODY_STEP_TIMES:
+        times_receive(c, number, message->step_times, now);
+        break;
     case GPTOSS__RANK_MESSAGE__BODY_RESULT:
         if (c->world.state != WORLD_SERVING || number + 1 != c->world.size)
             break;
@@ -509,6 +515,7 @@ void ranks_tick(struct coordinator *c, uint64_t now)
     c->heartbeat_us = now + CORE_HEARTBEAT_US;
     Gptoss__SupervisorHeartbeat beat = GPTOSS__SUPERVISOR_HEARTBEAT__INIT;
     beat.seconds = (double)now / CORE_SECOND;
+    beat.sent_us = now;
     for (uint32_t i = 0; i < c->world.size; i++)
         if (c->world.ranks[i].here) {
             Gptoss__SupervisorMessage m;

@@ -40,6 +40,7 @@ void requests_destroy(struct request *r)
     text_free(&r->held);
     block_table_destroy(&r->full);
     block_table_destroy(&r->window);
+    prefix_path_destroy(&r->path);
     for (size_t i = 0; i < r->n_outputs; i++)
         text_free(&r->outputs[i]);
     free(r->outputs);
@@ -150,6 +151,7 @@ void requests_finish(struct coordinator *c, struct request *r, Gptoss__Finished_
     finished.pieces = answer_pieces(&answer);
     finished.tokens = (uint32_t)(r->tokens.count - r->n_prompt);
     finished.prompt_tokens = (uint32_t)r->n_prompt;
+    finished.cached_tokens = r->cached;
     finished.reasoning_tokens = r->parser ? harmony_parser_reasoning_tokens(r->parser) : 0;
     finished.queued_seconds = seconds(r->accepted_us, r->first_step_us ? r->first_step_us : now);
     finished.first_token_seconds =
@@ -337,6 +339,10 @@ static void status(struct coordinator *c, const struct core_peer *peer, uint64_t
     s.sampled_tokens = counts.sampled_tokens;
     s.kv_full_blocks_used = counts.full_blocks_used;
     s.kv_window_blocks_used = counts.window_blocks_used;
+    s.kv_full_blocks_cached = counts.full_blocks_cached;
+    s.kv_window_blocks_cached = counts.window_blocks_cached;
+    s.prefix_hit_tokens = counts.cached_tokens;
+    s.kv_blocks_evicted = counts.blocks_evicted;
     s.context = c->context;
     ranks_status(c, &s);
     Gptoss__ServerMessage m;
@@ -393,6 +399,7 @@ static void generate(struct coordinator *c, const struct core_peer *peer, const 
     r->serial = ++c->last_serial;
     r->accepted_us = r->last_sent_us = now;
     r->slot = CORE_NONE;
+    r->wait_node = BLOCKS_NONE;
     c->requests =
         base_grow(c->requests, &c->requests_capacity, c->n_requests + 1, sizeof(struct request *));
     c->requests[c->n_requests++] = r;

@@ -10,7 +10,6 @@
 struct row_buffers {
     Gptoss__Row *rows;           /* [step_rows] */
     Gptoss__Row **pointers;      /* [step_rows] */
-    struct request **requests;   /* [step_rows] of each row */
     struct request **candidates; /* [sequences] */
 };
 
@@ -24,6 +23,9 @@ void form_rows(struct coordinator *c, struct step *step);
 /* costs.c: what steps take on each stage. */
 void costs_create(
     struct coordinator *c); /* for c->world.plan; the last world's, if it is the same */
+void costs_issued(struct coordinator *c, const struct step *step);
 void costs_result(struct coordinator *c, const struct step *step, uint64_t now);
+/* A stage told when it had a step; in the order of its steps. */
+void costs_told(struct coordinator *c, uint32_t stage, const struct coordinator_stage_step *step);
 
 #endif

@@ -15,6 +15,13 @@
 #include "kernels/kernels.h"
 #include "kernels/ops.h"
 
+/* A token whose logits are sampled. */
+struct kernels_pick {
+    const struct kernels_row *row; /* its lists of blocks are not to be read */
+    uint32_t position;
+    bool whole; /* its logits are all part of the reply */
+};
+
 struct kernels_backend {
     const char *name;
     int (*create)(struct kernels **out, const struct kernels_options *options, char *err,
@@ -43,6 +50,15 @@ struct kernels_backend {
     void *(*stream)(struct kernels_stage *stage);
     const struct kernels_sample *(*sample)(const struct kernels_stage *stage, uint32_t lane,
                                            uint32_t i);
+    /* Jobs of a cut head; the slot is idle. */
+    uint32_t (*head_rows)(const struct kernels_stage *stage);
+    const float *(*picked)(const struct kernels_stage *stage, uint32_t lane);
+    float *(*head_input)(struct kernels_stage *stage, uint32_t slot);
+    void *(*head_reply)(struct kernels_stage *stage, uint32_t slot, uint32_t part);
+    void (*head)(struct kernels_stage *stage, uint32_t slot, uint32_t lane,
+                 const struct kernels_pick *picks, uint32_t first, uint32_t count);
+    void (*merge)(struct kernels_stage *stage, uint32_t slot);
+    int (*head_test)(struct kernels_stage *stage, uint32_t slot, char *err, size_t err_size);
     const float *(*logits)(const struct kernels_stage *stage, uint32_t lane, uint32_t i);
 
     /* The operations of kernels/ops.h. */
@@ -65,22 +81,63 @@ struct kernels_span {
     uint32_t first, count;
 };
 
+#define KERNELS_HEAD_ROWS_MAX 64 /* of a job, in any backend */
+
 struct kernels_stage {
     struct kernels *k;
     const struct gguf_model *model;
     struct kernels_stage_options options;
     uint32_t table_entries;    /* of a slot in each pool: ⌈context / block_tokens⌉ */
     bool embeds;               /* holds layer 0: reads tokens */
-    bool samples;              /* holds the last layer and the head */
+    bool samples;              /* holds the last layer and the head, or a part of it */
+    bool cut;                  /* samples, from a head that is cut: a step ends with picked rows */
     bool has_full, has_window; /* layers of each kind here; tables of the other are not looked at */
 
     /* The door's own, for checking; the backend does not touch them. */
     struct kernels_span *full, *window;           /* [slots] */
     struct kernels_span *undo_full, *undo_window; /* [step_rows] */
-    uint64_t *seen;      /* [slots]: the last step that had a row of the slot */
-    uint64_t steps;      /* checked so far */
-    unsigned char *rung; /* [lanes]: a ring call was queued since the lane was last seen idle */
+    uint64_t *seen;       /* [slots]: the last step that had a row of the slot */
+    uint64_t steps;       /* checked so far */
+    unsigned char *rung;  /* [lanes]: a ring call was queued since the lane was last seen idle */
+    uint32_t *head_parts; /* [options.n_head_parts], our own copy */
+    unsigned char *head_made; /* [head_jobs]: a job is in the slot, not merged */
 };
+
+/* What a backend makes of options when it prepares a stage; the copy of the parts is the door's. */
+static inline bool kernels_is_last(const struct gguf_model *model,
+                                   const struct kernels_stage_options *o)
+{
+    return o->layer_first + o->layer_count == model->n_layers;
+}
+
+/* Ids that may be sampled. */
+static inline uint32_t kernels_ids(const struct gguf_model *model,
+                                   const struct kernels_stage_options *o)
+{
+    return o->vocabulary_limit && o->vocabulary_limit < model->vocabulary ? o->vocabulary_limit
+                                                                          : model->vocabulary;
+}
+
+static inline uint32_t kernels_slice_blocks(uint32_t head_count)
+{
+    return head_count / KERNELS_SLICE_BLOCK + (head_count % KERNELS_SLICE_BLOCK != 0);
+}
+
+/* A reply: of each row its blocks, of each row its list, of each whole row its logits. */
+static inline uint64_t kernels_reply_tops(uint32_t head_count, uint32_t n)
+{
+    return (uint64_t)n * kernels_slice_blocks(head_count) * sizeof(struct kernels_slice_block);
+}
+
+static inline uint64_t kernels_reply_logits(uint32_t head_count, uint32_t n)
+{
+    return kernels_reply_tops(head_count, n) + (uint64_t)n * sizeof(struct kernels_slice_top);
+}
+
+static inline uint64_t kernels_reply_bytes(uint32_t head_count, uint32_t n, uint32_t n_whole)
+{
+    return kernels_reply_logits(head_count, n) + (uint64_t)n_whole * head_count * sizeof(float);
+}
 
 /* check.c */
 int kernels_check_options(const struct gguf_model *model,
@@ -88,6 +145,11 @@ int kernels_check_options(const struct gguf_model *model,
 /* Checks a step and, if it is sound, moves the slots' spans; else nothing has changed. */
 int kernels_check_step(struct kernels_stage *stage, const struct kernels_step *step, char *err,
                        size_t err_size);
+/* Samples first…first+count−1 of a step whose counts are sound; fewer if it has not as many. */
+uint32_t kernels_pick(const struct kernels_stage *stage, const struct kernels_step *step,
+                      uint32_t first, uint32_t count, struct kernels_pick *picks);
+int kernels_check_job(const struct kernels_stage *stage, const struct kernels_step *step,
+                      uint32_t first, uint32_t count, char *err, size_t err_size);
 /* What the door allocates for a stage beside the backend. */
 uint64_t kernels_check_bytes(const struct kernels_stage_options *options);
 

@@ -10,6 +10,55 @@ static bool is_power_of_two(uint32_t n)
     return n && !(n & (n - 1));
 }
 
+/* The parts of a head that is cut. */
+static int check_head(const struct gguf_model *model, const struct kernels_stage_options *o,
+                      char *err, size_t err_size)
+{
+    bool whole = o->head_count == model->vocabulary;
+    uint64_t begin = 0;
+    if (!o->head_count || (whole && kernels_is_last(model, o) && !o->n_head_parts))
+        return 0;
+    if (o->head_first % KERNELS_SLICE_BLOCK ||
+        (o->head_count % KERNELS_SLICE_BLOCK &&
+         o->head_first + o->head_count != model->vocabulary)) {
+        snprintf(err, err_size, "head rows %u+%u: a head is cut at multiples of %d rows",
+                 o->head_first, o->head_count, KERNELS_SLICE_BLOCK);
+        return -1;
+    }
+    if (!o->head_jobs || o->head_jobs > 1024) {
+        snprintf(err, err_size, "head_jobs is %u: 1…1024 is possible where a head is cut",
+                 o->head_jobs);
+        return -1;
+    }
+    if (!kernels_is_last(model, o))
+        return 0;
+    if (!o->n_head_parts || o->n_head_parts > KERNELS_SLICES_MAX || !o->head_parts) {
+        snprintf(err, err_size,
+                 "the last stage holds head rows %u+%u of %u and is told of %u parts of the head: "
+                 "1…%d are possible",
+                 o->head_first, o->head_count, model->vocabulary, o->n_head_parts,
+                 KERNELS_SLICES_MAX);
+        return -1;
+    }
+    for (uint32_t i = 0; i < o->n_head_parts; i++) {
+        if (begin % KERNELS_SLICE_BLOCK && o->head_parts[i]) {
+            snprintf(err, err_size, "part %u of the head begins at row %llu: no multiple of %d", i,
+                     (unsigned long long)begin, KERNELS_SLICE_BLOCK);
+            return -1;
+        }
+        begin += o->head_parts[i];
+    }
+    if (begin != model->vocabulary || o->head_parts[o->n_head_parts - 1] != o->head_count ||
+        o->head_first + o->head_count != model->vocabulary) {
+        snprintf(err, err_size,
+                 "the last stage holds head rows %u+%u: the parts of the head, %llu rows together, "
+                 "must be the model's %u and end with them",
+                 o->head_first, o->head_count, (unsigned long long)begin, model->vocabulary);
+        return -1;
+    }
+    return 0;
+}
+
 int kernels_check_options(const struct gguf_model *model, const struct kernels_stage_options *o,
                           char *err, size_t err_size)
 {
@@ -26,13 +75,8 @@ int kernels_check_options(const struct gguf_model *model, const struct kernels_s
                  o->head_first, o->head_count, model->vocabulary);
         return -1;
     }
-    if (end == model->n_layers && o->head_count && o->head_count != model->vocabulary) {
-        snprintf(
-            err, err_size,
-            "the last stage holds head rows %u+%u of %u: this backend samples from a whole head",
-            o->head_first, o->head_count, model->vocabulary);
+    if (check_head(model, o, err, err_size))
         return -1;
-    }
     if (o->kv_type != KERNELS_KV_F32 && o->kv_type != KERNELS_KV_F16 &&
         o->kv_type != KERNELS_KV_BF16) {
         snprintf(err, err_size, "KV type %d: it is f32, f16 or bf16", (int)o->kv_type);
@@ -70,7 +114,26 @@ uint64_t kernels_check_bytes(const struct kernels_stage_options *o)
 {
     uint64_t per_slot = 2 * sizeof(struct kernels_span) + sizeof(uint64_t);
     return o->slots * per_slot + 2 * (uint64_t)o->step_rows * sizeof(struct kernels_span) +
-           o->lanes;
+           o->lanes + o->n_head_parts * sizeof *o->head_parts + o->head_jobs;
+}
+
+static int check_sampling(const struct kernels_row *row, uint32_t i, char *err, size_t err_size)
+{
+    /* Written so that NaN is refused. */
+    if (!(row->temperature >= 0 && row->temperature < INFINITY) ||
+        !(row->top_p >= 0 && row->top_p <= 1) || !(row->min_p >= 0 && row->min_p <= 1)) {
+        snprintf(err, err_size,
+                 "row %u samples with temperature %g, top_p %g, min_p %g: the first is at least 0, "
+                 "the others are 0…1",
+                 i, (double)row->temperature, (double)row->top_p, (double)row->min_p);
+        return -1;
+    }
+    if (row->top_logits > KERNELS_TOP_MAX) {
+        snprintf(err, err_size, "row %u asks for the %u best logits: %d are possible", i,
+                 row->top_logits, KERNELS_TOP_MAX);
+        return -1;
+    }
+    return 0;
 }
 
 static int check_numbers(const struct kernels_stage *stage, const struct kernels_row *row,
@@ -92,21 +155,7 @@ static int check_numbers(const struct kernels_stage *stage, const struct kernels
                  (unsigned long long)row->position + row->count, o->context);
         return -1;
     }
-    /* Written so that NaN is refused. */
-    if (!(row->temperature >= 0 && row->temperature < INFINITY) ||
-        !(row->top_p >= 0 && row->top_p <= 1) || !(row->min_p >= 0 && row->min_p <= 1)) {
-        snprintf(err, err_size,
-                 "row %u samples with temperature %g, top_p %g, min_p %g: the first is at least 0, "
-                 "the others are 0…1",
-                 i, (double)row->temperature, (double)row->top_p, (double)row->min_p);
-        return -1;
-    }
-    if (row->top_logits > KERNELS_TOP_MAX) {
-        snprintf(err, err_size, "row %u asks for the %u best logits: %d are possible", i,
-                 row->top_logits, KERNELS_TOP_MAX);
-        return -1;
-    }
-    return 0;
+    return check_sampling(row, i, err, err_size);
 }
 
 /* One pool's part of a row; the span is moved even when -1 is returned: the caller undoes it. */
@@ -229,4 +278,46 @@ int kernels_check_step(struct kernels_stage *stage, const struct kernels_step *s
         stage->window[step->rows[back].slot] = stage->undo_window[back];
     }
     return -1;
+}
+
+uint32_t kernels_pick(const struct kernels_stage *stage, const struct kernels_step *step,
+                      uint32_t first, uint32_t count, struct kernels_pick *picks)
+{
+    const struct kernels_stage_options *o = &stage->options;
+    uint32_t ids = kernels_ids(stage->model, o), n = 0;
+    uint64_t at = 0; /* samples of the rows so far */
+    for (uint32_t i = 0; i < step->n_rows && n < count; i++) {
+        const struct kernels_row *row = &step->rows[i];
+        uint32_t samples = row->count - row->sample_from;
+        for (uint32_t j = at < first ? (uint32_t)(first - at) : 0; j < samples && n < count; j++)
+            picks[n++] = (struct kernels_pick){
+                .row = row,
+                .position = row->position + row->sample_from + j,
+                .whole = o->keep_logits || kernels_row_filters(row, ids),
+            };
+        at += samples;
+    }
+    return n;
+}
+
+int kernels_check_job(const struct kernels_stage *stage, const struct kernels_step *step,
+                      uint32_t first, uint32_t count, char *err, size_t err_size)
+{
+    for (uint32_t i = 0; i < step->n_rows; i++) {
+        const struct kernels_row *row = &step->rows[i];
+        if (row->sample_from > row->count) {
+            snprintf(err, err_size, "row %u has %u tokens and samples from token %u", i, row->count,
+                     row->sample_from);
+            return -1;
+        }
+        if (check_sampling(row, i, err, err_size))
+            return -1;
+    }
+    if (!count || count > stage->k->backend->head_rows(stage) ||
+        (uint64_t)first + count > stage->options.step_samples) {
+        snprintf(err, err_size, "a job of samples %u+%u: up to %u of a step's %u are possible",
+                 first, count, stage->k->backend->head_rows(stage), stage->options.step_samples);
+        return -1;
+    }
+    return 0;
 }

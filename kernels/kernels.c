@@ -86,11 +86,18 @@ int kernels_stage_create(struct kernels_stage **out, struct kernels *k,
     struct kernels_span *undo_window = calloc(options->step_rows, sizeof *undo_window);
     uint64_t *seen = calloc(options->slots, sizeof *seen);
     unsigned char *rung = calloc(options->lanes, 1);
-    if (!full || !window || !undo_full || !undo_window || !seen || !rung) {
+    uint32_t *head_parts = calloc(options->n_head_parts + 1, sizeof *head_parts);
+    unsigned char *head_made = calloc(options->head_jobs + 1, 1);
+    struct kernels_stage_options own = *options;
+    if (!full || !window || !undo_full || !undo_window || !seen || !rung || !head_parts ||
+        !head_made) {
         snprintf(err, err_size, "no memory for the tables of %u slots", options->slots);
         goto fail;
     }
-    if (k->backend->stage_create(&stage, k, model, options, err, err_size))
+    if (options->n_head_parts)
+        memcpy(head_parts, options->head_parts, options->n_head_parts * sizeof *head_parts);
+    own.head_parts = head_parts;
+    if (k->backend->stage_create(&stage, k, model, &own, err, err_size))
         goto fail;
     stage->full = full;
     stage->window = window;
@@ -98,6 +105,8 @@ int kernels_stage_create(struct kernels_stage **out, struct kernels *k,
     stage->undo_window = undo_window;
     stage->seen = seen;
     stage->rung = rung;
+    stage->head_parts = head_parts;
+    stage->head_made = head_made;
     *out = stage;
     return 0;
 
@@ -108,6 +117,8 @@ fail:
     free(undo_window);
     free(seen);
     free(rung);
+    free(head_parts);
+    free(head_made);
     return -1;
 }
 
@@ -121,7 +132,10 @@ void kernels_stage_destroy(struct kernels_stage *stage)
     free(stage->undo_window);
     free(stage->seen);
     free(stage->rung);
+    free(stage->head_made);
+    uint32_t *head_parts = stage->head_parts;
     stage->k->backend->stage_destroy(stage);
+    free(head_parts); /* the options name it */
 }
 
 static int check_lane(const struct kernels_stage *stage, uint32_t lane, char *err, size_t err_size)
@@ -224,6 +238,99 @@ const float *kernels_stage_logits(const struct kernels_stage *stage, uint32_t la
         i >= stage->options.step_samples)
         return NULL;
     return stage->k->backend->logits(stage, lane, i);
+}
+
+/* ── a cut head ────────────────────────────────────────────────────────────────────────────── */
+
+static int check_slot(const struct kernels_stage *stage, uint32_t slot, char *err, size_t err_size)
+{
+    if (stage->options.head_count && slot < stage->options.head_jobs &&
+        (stage->cut || !stage->samples))
+        return 0;
+    snprintf(err, err_size, "head job %u: the stage has %u rows of the head, and %u jobs", slot,
+             stage->options.head_count, stage->options.head_jobs);
+    return -1;
+}
+
+uint32_t kernels_stage_head_rows(const struct kernels_stage *stage)
+{
+    return stage->k->backend->head_rows(stage);
+}
+
+size_t kernels_stage_reply_bytes(const struct kernels_stage *stage, uint32_t head_count,
+                                 const struct kernels_step *step, uint32_t first, uint32_t count)
+{
+    struct kernels_pick picks[KERNELS_HEAD_ROWS_MAX];
+    uint32_t most = count < KERNELS_HEAD_ROWS_MAX ? count : KERNELS_HEAD_ROWS_MAX, whole = 0;
+    uint32_t n = kernels_pick(stage, step, first, most, picks);
+    for (uint32_t i = 0; i < n; i++)
+        whole += picks[i].whole;
+    return kernels_reply_bytes(head_count, n, whole);
+}
+
+const float *kernels_stage_picked(const struct kernels_stage *stage, uint32_t lane)
+{
+    return stage->cut && lane < stage->options.lanes ? stage->k->backend->picked(stage, lane)
+                                                     : NULL;
+}
+
+float *kernels_stage_head_input(struct kernels_stage *stage, uint32_t slot)
+{
+    return slot < stage->options.head_jobs ? stage->k->backend->head_input(stage, slot) : NULL;
+}
+
+void *kernels_stage_head_reply(struct kernels_stage *stage, uint32_t slot, uint32_t part)
+{
+    if (slot >= stage->options.head_jobs || part >= (stage->cut ? stage->options.n_head_parts : 1))
+        return NULL;
+    return stage->k->backend->head_reply(stage, slot, part);
+}
+
+int kernels_stage_head(struct kernels_stage *stage, uint32_t slot, uint32_t lane,
+                       const struct kernels_step *step, uint32_t first, uint32_t count, char *err,
+                       size_t err_size)
+{
+    const struct kernels_backend *backend = stage->k->backend;
+    struct kernels_pick picks[KERNELS_HEAD_ROWS_MAX];
+    char ignored[8];
+    if (check_slot(stage, slot, err, err_size) || check_lane(stage, lane, err, err_size) ||
+        kernels_check_job(stage, step, first, count, err, err_size))
+        return -1;
+    if (backend->head_test(stage, slot, ignored, sizeof ignored) == 0) {
+        snprintf(err, err_size, "head job %u is still under way", slot);
+        return -1;
+    }
+    if (kernels_pick(stage, step, first, count, picks) != count) {
+        snprintf(err, err_size, "a job of samples %u+%u of a step that has not as many", first,
+                 count);
+        return -1;
+    }
+    stage->head_made[slot] = 1;
+    backend->head(stage, slot, lane, picks, first, count);
+    return 0;
+}
+
+int kernels_stage_merge(struct kernels_stage *stage, uint32_t slot, char *err, size_t err_size)
+{
+    const struct kernels_backend *backend = stage->k->backend;
+    char ignored[8];
+    if (check_slot(stage, slot, err, err_size))
+        return -1;
+    if (!stage->cut || !stage->head_made[slot] ||
+        backend->head_test(stage, slot, ignored, sizeof ignored) == 0) {
+        snprintf(err, err_size, "head job %u cannot be merged: it is not made, or under way", slot);
+        return -1;
+    }
+    stage->head_made[slot] = 0;
+    backend->merge(stage, slot);
+    return 0;
+}
+
+int kernels_stage_head_test(struct kernels_stage *stage, uint32_t slot, char *err, size_t err_size)
+{
+    if (check_slot(stage, slot, err, err_size))
+        return -1;
+    return stage->k->backend->head_test(stage, slot, err, err_size);
 }
 
 /* ── the second door ───────────────────────────────────────────────────────────────────────── */

@@ -71,8 +71,13 @@ enum kernels_kv_type { KERNELS_KV_F32, KERNELS_KV_F16, KERNELS_KV_BF16 };
 
 struct kernels_stage_options {
     uint32_t layer_first, layer_count;
-    uint32_t head_first, head_count; /* rows of the output matrix held here; 0 rows: no head */
-    uint32_t vocabulary_limit;       /* ids from here on are never sampled nor reported; 0: none */
+    uint32_t head_first, head_count; /* rows of the output matrix held here; 0 rows: none */
+    /* The last stage of a head that is cut by vocabulary: the rows that each stage holds, in order; 0
+     * parts: the head is whole. The last part is its own. See below. */
+    const uint32_t *head_parts; /* [n_head_parts], read during kernels_stage_create */
+    uint32_t n_head_parts;
+    uint32_t head_jobs; /* of a cut head, on every stage that holds some of it: jobs at a time */
+    uint32_t vocabulary_limit; /* ids from here on are never sampled nor reported; 0: none */
     enum kernels_kv_type kv_type;
     uint32_t block_tokens;  /* positions of a KV block; a power of two */
     uint32_t full_blocks;   /* of the pool of full-attention layers */
@@ -140,7 +145,8 @@ struct kernels_step {
 };
 
 /* Queues a step. The stage of layer 0 reads tokens, others input(lane); the stage of the last layer
- * samples (if it holds the head), others write output(lane). Everything behind `step` is copied.
+ * samples if it holds the whole head, ends with picked(lane) if it holds a part of it, and others write
+ * output(lane). Everything behind `step` is copied.
  * 0, or -1 and a sentence: the step breaks a bound. */
 int kernels_stage_step(struct kernels_stage *stage, uint32_t lane, const struct kernels_step *step,
                        char *err, size_t err_size);
@@ -178,8 +184,43 @@ struct kernels_sample {
 };
 const struct kernels_sample *kernels_stage_sample(const struct kernels_stage *stage, uint32_t lane,
                                                   uint32_t i);
-/* [head_count], with options.keep_logits. */
+/* [head_count], of a cut head [rows of the output matrix], with options.keep_logits. */
 const float *kernels_stage_logits(const struct kernels_stage *stage, uint32_t lane, uint32_t i);
+
+/* ── a head cut by vocabulary ──────────────────────────────────────────────────────────────────
+ *
+ * Every stage may hold some rows of the output matrix; the parts begin at multiples of 1,024 rows and
+ * are in the order of the stages. Samples of a step then pass the head in *jobs*, of at most
+ * kernels_stage_head_rows() samples each:
+ *
+ *     the last stage's picked(lane) + first · hidden  ──▶  head_input(slot) of the others
+ *     kernels_stage_head()    on every stage: its part's reply, to head_reply(slot, …)
+ *     the others' head_reply  ──▶  head_reply(slot, part) of the last stage
+ *     kernels_stage_merge()   on the last stage: the lane's samples, as an uncut head gives them
+ *
+ * Jobs do not wait for steps that are queued; kernels_stage_head_test() tells when they are done. A
+ * reply is of a few numbers for each 1,024 ids, and of all logits for rows with filters. */
+uint32_t kernels_stage_head_rows(const struct kernels_stage *stage);
+/* Bytes of the reply of a part of `head_count` rows for samples first…first+count−1 of the step. */
+size_t kernels_stage_reply_bytes(const struct kernels_stage *stage, uint32_t head_count,
+                                 const struct kernels_step *step, uint32_t first, uint32_t count);
+/* All in host memory: little of it travels. Stages but the last have part 0 alone, their own. */
+const float *kernels_stage_picked(const struct kernels_stage *stage,
+                                  uint32_t lane); /* [step_samples, hidden] */
+float *kernels_stage_head_input(struct kernels_stage *stage,
+                                uint32_t slot); /* [head_rows, hidden] */
+void *kernels_stage_head_reply(struct kernels_stage *stage, uint32_t slot, uint32_t part);
+/* Queues: the reply of this stage's part. The last stage reads picked(lane) from row `first`, the
+ * others head_input(slot). 0, or -1 and a sentence. */
+int kernels_stage_head(struct kernels_stage *stage, uint32_t slot, uint32_t lane,
+                       const struct kernels_step *step, uint32_t first, uint32_t count, char *err,
+                       size_t err_size);
+/* Queues: the samples of the slot's job, from the replies of all parts. */
+int kernels_stage_merge(struct kernels_stage *stage, uint32_t slot, char *err, size_t err_size);
+/* Whether all that was queued for the slot is done: 1, 0, or -1 and a sentence. */
+int kernels_stage_head_test(struct kernels_stage *stage, uint32_t slot, char *err, size_t err_size);
+
+/* ── sampling ──────────────────────────────────────────────────────────────────────────────── */
 
 /* The stages' one rule of sampling, as every backend implements it (plain C, kernels/sample.c):
  * of logits[n] at ids 0…n−1, ids ≥ limit left out,

@@ -79,4 +79,49 @@ int kernels_op_linear(struct kernels *k, const struct kernels_op_linear *op, dou
 int kernels_op_attention(struct kernels *k, const struct kernels_op_attention *op, double *seconds);
 int kernels_op_moe(struct kernels *k, const struct kernels_op_moe *op, double *seconds);
 
+/* ── sampling from a cut vocabulary ────────────────────────────────────────────────────────── */
+
+#define KERNELS_SLICE_BLOCK 1024 /* ids of one partial result; slices begin at multiples of it */
+#define KERNELS_SLICES_MAX  128
+
+/* What a block of ids says of a row. Of id, draw_id: UINT32_MAX: none. */
+struct kernels_slice_block {
+    float most, sum; /* the largest logit; Σ exp(logit − most) */
+    uint32_t id;     /* of most; a backend may leave it out but for the slice's largest */
+    uint32_t
+        draw_id; /* of a row without filters: the id with the largest y + g, that value, and its
+                       * logit; a backend may say it of the whole slice in one block */
+    double draw;
+    float draw_logit;
+    uint32_t unused;
+};
+
+/* The best logits of a slice, best first. */
+struct kernels_slice_top {
+    uint32_t n, unused;
+    struct {
+        int32_t id;
+        float logit;
+    } of[KERNELS_TOP_MAX];
+};
+
+struct kernels_slice {
+    const struct kernels_slice_block *blocks; /* [n_blocks] */
+    uint32_t n_blocks;
+    const struct kernels_slice_top *top;
+};
+
+/* kernels_sample() is one slice, merged. `n` is the number of ids of the whole vocabulary that may be
+ * sampled. */
+bool kernels_row_filters(const struct kernels_row *row, uint32_t n); /* its draw needs all logits */
+/* logits[count] of ids first… ; blocks [⌈count / KERNELS_SLICE_BLOCK⌉] */
+void kernels_slice(const float *logits, uint32_t first, uint32_t count, uint32_t n,
+                   const struct kernels_row *row, uint32_t position,
+                   struct kernels_slice_block *blocks, struct kernels_slice_top *top);
+/* Of slices in the order of their ids; logits [n] where the row filters; scratch: as
+ * kernels_sample(). */
+void kernels_merge(const struct kernels_slice *slices, uint32_t n_slices, const float *logits,
+                   uint32_t n, const struct kernels_row *row, uint32_t position,
+                   struct kernels_sample *sample, void *scratch);
+
 #endif

@@ -8,32 +8,44 @@
  *
  *   g = −ln(−ln u), u = (word + ½) / 2³²; word (id mod 4) of Philox 4×32-10 with
  *   key (seed mod 2³², seed / 2³²), counter (id / 4, position, 0, 0).
+ *
+ * A whole vocabulary is one slice, and slices are merged block by block in the order of ids: so the
+ * bits are the same however a vocabulary is cut.
  */
-#include "kernels/kernels.h"
+#include "kernels/ops.h"
 
 #include <float.h>
 #include <math.h>
 #include <string.h>
 
-#define BLOCK   1024 /* ids of one partial sum */
+#define BLOCK   KERNELS_SLICE_BLOCK
 #define BUCKETS 4096 /* of the histogram: the 12 leading bits of an ordered logit */
 
 struct scratch {
-    uint32_t *ids, *ids_other;   /* [n] */
-    uint32_t *keys, *keys_other; /* [n]; descending y is ascending key */
-    uint32_t *buckets;           /* [BUCKETS] ids in each */
-    float *masses;               /* [BUCKETS] about the sum of their exponentials */
+    struct kernels_slice_block *blocks; /* [⌈n / BLOCK⌉] */
+    uint32_t *ids, *ids_other;          /* [n] */
+    uint32_t *keys, *keys_other;        /* [n]; descending y is ascending key */
+    uint32_t *buckets;                  /* [BUCKETS] ids in each */
+    float *masses;                      /* [BUCKETS] about the sum of their exponentials */
 };
+
+static uint32_t blocks_of(uint32_t n)
+{
+    return n / BLOCK + (n % BLOCK != 0);
+}
 
 size_t kernels_sample_scratch_bytes(uint32_t n)
 {
-    return ((size_t)n * 4 + BUCKETS) * sizeof(uint32_t) + BUCKETS * sizeof(float);
+    return blocks_of(n) * sizeof(struct kernels_slice_block) +
+           ((size_t)n * 4 + BUCKETS) * sizeof(uint32_t) + BUCKETS * sizeof(float);
 }
 
 static struct scratch scratch_of(void *memory, uint32_t n)
 {
-    uint32_t *words = memory;
+    struct kernels_slice_block *blocks = memory;
+    uint32_t *words = (uint32_t *)(void *)(blocks + blocks_of(n));
     return (struct scratch){
+        .blocks = blocks,
         .ids = words,
         .ids_other = words + (size_t)n,
         .keys = words + (size_t)n * 2,
@@ -91,51 +103,61 @@ static double sum_exp(const float *x, uint32_t n, float scale, float most)
     return sum;
 }
 
-/* The largest logit; its lowest id to *best. */
-static float largest(const float *x, uint32_t n, uint32_t *best)
+/* The largest of x[n]; −∞ where there is none. */
+static float largest(const float *x, uint32_t n)
 {
-    float block_most[16], most = -INFINITY;
-    uint32_t most_block = 0;
-    for (uint32_t begin = 0; begin < n; begin += BLOCK) {
-        uint32_t end = n - begin > BLOCK ? begin + BLOCK : n, i = begin;
+    float part[16], most = -INFINITY;
+    uint32_t i = 0;
+    for (uint32_t j = 0; j < 16; j++)
+        part[j] = -INFINITY;
+    for (; i + 16 <= n; i += 16)
         for (uint32_t j = 0; j < 16; j++)
-            block_most[j] = -INFINITY;
-        for (; i + 16 <= end; i += 16)
-            for (uint32_t j = 0; j < 16; j++)
-                block_most[j] = x[i + j] > block_most[j] ? x[i + j] : block_most[j];
-        for (; i < end; i++)
-            block_most[0] = x[i] > block_most[0] ? x[i] : block_most[0];
-        float here = -INFINITY;
-        for (uint32_t j = 0; j < 16; j++)
-            here = block_most[j] > here ? block_most[j] : here;
-        if (here > most) {
-            most = here;
-            most_block = begin;
-        }
-    }
-    uint32_t id = most_block;
-    while (id < n && x[id] != most)
-        id++;
-    *best = id < n ? id : 0; /* nothing but NaN: id 0 */
+            part[j] = x[i + j] > part[j] ? x[i + j] : part[j];
+    for (; i < n; i++)
+        part[0] = x[i] > part[0] ? x[i] : part[0];
+    for (uint32_t j = 0; j < 16; j++)
+        most = part[j] > most ? part[j] : most;
     return most;
 }
 
 /* ── the best K ────────────────────────────────────────────────────────────────────────────── */
 
-static void report_top(const float *x, uint32_t n, uint32_t wanted, struct kernels_sample *sample)
+static void find_top(const float *x, uint32_t first, uint32_t n, uint32_t wanted,
+                     struct kernels_slice_top *top)
 {
     uint32_t have = 0;
     float least = -INFINITY; /* what an id must exceed once the list is full */
-    for (uint32_t id = 0; id < n && wanted; id++) {
-        float value = x[id];
+    for (uint32_t i = 0; i < n && wanted; i++) {
+        float value = x[i];
         if (have == wanted ? !(value > least) : value != value)
             continue;
         uint32_t at = have < wanted ? have++ : wanted - 1;
-        for (; at && sample->top[at - 1].logit < value; at--)
-            sample->top[at] = sample->top[at - 1];
-        sample->top[at].id = (int32_t)id;
-        sample->top[at].logit = value;
-        least = sample->top[have - 1].logit;
+        for (; at && top->of[at - 1].logit < value; at--)
+            top->of[at] = top->of[at - 1];
+        top->of[at].id = (int32_t)(first + i);
+        top->of[at].logit = value;
+        least = top->of[have - 1].logit;
+    }
+    top->n = have;
+}
+
+/* Lists of slices in the order of their ids into one. */
+static void merge_tops(const struct kernels_slice *slices, uint32_t n_slices, uint32_t wanted,
+                       struct kernels_sample *sample)
+{
+    uint32_t taken[KERNELS_SLICES_MAX] = {0}, have = 0;
+    for (; have < wanted; have++) {
+        uint32_t from = n_slices;
+        for (uint32_t s = 0; s < n_slices; s++)
+            if (taken[s] < slices[s].top->n &&
+                (from == n_slices ||
+                 slices[s].top->of[taken[s]].logit > slices[from].top->of[taken[from]].logit))
+                from = s;
+        if (from == n_slices)
+            break;
+        sample->top[have].id = slices[from].top->of[taken[from]].id;
+        sample->top[have].logit = slices[from].top->of[taken[from]].logit;
+        taken[from]++;
     }
     sample->n_top = have;
 }
@@ -334,8 +356,9 @@ static uint32_t keep_best(struct scratch *s, const float *x, uint32_t n,
     return kept;
 }
 
-static uint32_t draw_token(const float *x, uint32_t n, const struct kernels_row *row,
-                           uint32_t position, uint32_t best, struct scratch *s)
+/* Of a row with filters, whose logits are all here. */
+static uint32_t draw_filtered(const float *x, uint32_t n, const struct kernels_row *row,
+                              uint32_t position, uint32_t best, struct scratch *s)
 {
     float most = x[best], temperature = row->temperature;
     float floor = row->min_p > 0 ? most / temperature + logf(row->min_p) : -INFINITY;
@@ -363,19 +386,120 @@ static uint32_t draw_token(const float *x, uint32_t n, const struct kernels_row 
     return draw.id;
 }
 
+bool kernels_row_filters(const struct kernels_row *row, uint32_t n)
+{
+    return row->temperature > 0 &&
+           (row->top_p < 1 || (row->top_k && row->top_k < n) || row->min_p > 0);
+}
+
+/* ── slices ────────────────────────────────────────────────────────────────────────────────── */
+
+#define NONE UINT32_MAX
+
+/* The draw among all ids of the slice, to its first block. */
+static void draw_slice(const float *x, uint32_t first, uint32_t n, const struct kernels_row *row,
+                       uint32_t position, uint32_t best, struct kernels_slice_block *block)
+{
+    struct draw draw = {.seed = row->seed,
+                        .position = position,
+                        .group = UINT32_MAX,
+                        .best = -INFINITY,
+                        .id = NONE};
+    consider(&draw, first + best, x[best] / row->temperature);
+    for (uint32_t i = 0; i < n; i++)
+        consider(&draw, first + i, x[i] / row->temperature);
+    if (draw.id == NONE)
+        return;
+    block->draw = draw.best;
+    block->draw_id = draw.id;
+    block->draw_logit = x[draw.id - first];
+}
+
+void kernels_slice(const float *x, uint32_t first, uint32_t count, uint32_t n,
+                   const struct kernels_row *row, uint32_t position,
+                   struct kernels_slice_block *blocks, struct kernels_slice_top *top)
+{
+    uint32_t here = n <= first ? 0 : n - first < count ? n - first : count, best_block = 0;
+    float most = -INFINITY;
+    for (uint32_t b = 0; b < blocks_of(count); b++) {
+        uint32_t begin = b * BLOCK, end = here < begin           ? begin
+                                          : here < begin + BLOCK ? here
+                                                                 : begin + BLOCK;
+        struct kernels_slice_block *block = &blocks[b];
+        *block = (struct kernels_slice_block){
+            .most = -INFINITY, .id = NONE, .draw_id = NONE, .draw = -INFINITY};
+        if (begin == end)
+            continue;
+        block->most = largest(x + begin, end - begin);
+        block->sum = (float)block_sum(x, begin, end, 1, block->most);
+        if (block->most > most) {
+            most = block->most;
+            best_block = b;
+        }
+    }
+    find_top(x, first, here, row->top_logits, top);
+    uint32_t best = best_block * BLOCK;
+    while (best < here && x[best] != most)
+        best++;
+    if (best >= here) /* no ids, or nothing but NaN */
+        return;
+    blocks[best / BLOCK].id = first + best;
+    blocks[best / BLOCK].most = x[best];
+    if (row->temperature > 0 && !kernels_row_filters(row, n))
+        draw_slice(x, first, here, row, position, best, blocks);
+}
+
+void kernels_merge(const struct kernels_slice *slices, uint32_t n_slices, const float *logits,
+                   uint32_t n, const struct kernels_row *row, uint32_t position,
+                   struct kernels_sample *sample, void *scratch)
+{
+    float most = -INFINITY;
+    uint32_t best = NONE;
+    const struct kernels_slice_block *drawn = NULL;
+    for (uint32_t s = 0; s < n_slices; s++)
+        for (uint32_t b = 0; b < slices[s].n_blocks; b++) {
+            const struct kernels_slice_block *block = &slices[s].blocks[b];
+            if (block->most > most || (best == NONE && block->most == most)) {
+                most = block->most;
+                best = block->id;
+            }
+            if (block->draw_id != NONE && (!drawn || block->draw > drawn->draw))
+                drawn = block;
+        }
+    double sum = 0;
+    for (uint32_t s = 0; s < n_slices; s++)
+        for (uint32_t b = 0; b < slices[s].n_blocks; b++) {
+            const struct kernels_slice_block *block = &slices[s].blocks[b];
+            sum += block->most == most
+                       ? (double)block->sum
+                       : (double)block->sum * exp((double)block->most - (double)most);
+        }
+    sample->log_sum_exp = (float)((double)most + log(sum));
+    merge_tops(slices, n_slices, row->top_logits, sample);
+
+    sample->token = best == NONE ? 0 : (int32_t)best;
+    sample->logit = best == NONE ? NAN : most;
+    /* Logits that are no numbers, or a temperature so small that y overflows: the best token. */
+    if (!(row->temperature > 0 && isfinite(most) && isfinite(most / row->temperature)))
+        return;
+    if (kernels_row_filters(row, n)) {
+        struct scratch s = scratch_of(scratch, n);
+        sample->token = (int32_t)draw_filtered(logits, n, row, position, best, &s);
+        sample->logit = logits[sample->token];
+    } else if (drawn) {
+        sample->token = (int32_t)drawn->draw_id;
+        sample->logit = drawn->draw_logit;
+    }
+}
+
 void kernels_sample(const float *logits, uint32_t n, uint32_t limit, const struct kernels_row *row,
                     uint32_t position, struct kernels_sample *sample, void *scratch)
 {
+    struct kernels_slice_top top;
     struct scratch s = scratch_of(scratch, n);
     if (limit && limit < n)
         n = limit;
-    uint32_t best;
-    float most = largest(logits, n, &best);
-    sample->log_sum_exp = (float)((double)most + log(sum_exp(logits, n, 1, most)));
-    report_top(logits, n, row->top_logits, sample);
-    /* Logits that are no numbers, or a temperature so small that y overflows: the best token. */
-    bool drawable = row->temperature > 0 && isfinite(most) && isfinite(most / row->temperature);
-    uint32_t id = drawable ? draw_token(logits, n, row, position, best, &s) : best;
-    sample->token = (int32_t)id;
-    sample->logit = logits[id];
+    kernels_slice(logits, 0, n, n, row, position, s.blocks, &top);
+    const struct kernels_slice slice = {s.blocks, blocks_of(n), &top};
+    kernels_merge(&slice, 1, logits, n, row, position, sample, scratch);
 }

@@ -17,7 +17,7 @@
 #include "gguf/gguf.h"
 #include "kernels/kernels.h"
 
-#define CHAIN_STAGES 4
+#define CHAIN_STAGES 5
 #define CHAIN_ROWS   16
 
 /* Blocks of one pool that a slot has: logical first…count−1. */
@@ -37,7 +37,8 @@ struct chain {
     uint32_t n_stages;
     struct kernels_stage *stages[CHAIN_STAGES];
     struct kernels_stage_options options;
-    uint32_t lane; /* changes with every step */
+    uint32_t parts[CHAIN_STAGES]; /* rows of the head on each stage */
+    uint32_t lane;                /* changes with every step */
     uint32_t entries;
     struct chain_table *full, *window; /* [slots] */
     struct chain_pool full_pool, window_pool;
@@ -60,7 +61,7 @@ static inline void chain_pool_fill(struct chain_pool *pool, uint32_t blocks)
 }
 
 /* `ends` are the layers at which stages end, the last being the model's number of layers. Of
- * `options` what is 0 gets a value. */
+ * `options` what is 0 gets a value. The head is cut where options.head_parts [n_stages] is given. */
 static inline struct chain *chain_create(const struct gguf_model *model,
                                          const struct kernels_options *device, uint32_t n_stages,
                                          const uint32_t *ends, struct kernels_stage_options options)
@@ -88,6 +89,13 @@ static inline struct chain *chain_create(const struct gguf_model *model,
         options.layer_first = i ? ends[i - 1] : 0;
         options.layer_count = ends[i] - options.layer_first;
         options.head_count = i + 1 == n_stages ? model->vocabulary : 0;
+        if (options.head_parts) {
+            options.n_head_parts = n_stages;
+            options.head_jobs = 2;
+            options.head_first = i ? options.head_first + options.head_parts[i - 1] : 0;
+            options.head_count = options.head_parts[i];
+        }
+        c->parts[i] = options.head_count;
         if (kernels_stage_create(&c->stages[i], c->k, model, &options, c->err, sizeof c->err))
             fail_msg("stage %u: %s", i, c->err);
     }
@@ -203,6 +211,45 @@ static inline void chain_copy(const struct chain *c, void *to, const void *from,
     memcpy(to, from, bytes);
 }
 
+static inline void chain_wait_job(struct chain *c, uint32_t stage, uint32_t slot)
+{
+    int done;
+    while (!(done = kernels_stage_head_test(c->stages[stage], slot, c->err, sizeof c->err)))
+        sched_yield();
+    if (done < 0)
+        fail_msg("stage %u: %s", stage, c->err);
+}
+
+/* The samples of the step through a head that is cut. */
+static inline void chain_head(struct chain *c)
+{
+    uint32_t last = c->n_stages - 1, slot = 0;
+    uint32_t rows = kernels_stage_head_rows(c->stages[last]);
+    for (uint32_t first = 0; first < c->step.n_samples; first += rows, slot = !slot) {
+        uint32_t n = c->step.n_samples - first < rows ? c->step.n_samples - first : rows;
+        for (uint32_t i = 0; i <= last; i++) {
+            if (!c->parts[i])
+                continue;
+            if (i < last)
+                memcpy(kernels_stage_head_input(c->stages[i], slot),
+                       kernels_stage_picked(c->stages[last], c->lane) +
+                           (size_t)first * c->model->hidden,
+                       (size_t)n * c->model->hidden * sizeof(float));
+            if (kernels_stage_head(c->stages[i], slot, c->lane, &c->step, first, n, c->err,
+                                   sizeof c->err))
+                fail_msg("stage %u: %s", i, c->err);
+            chain_wait_job(c, i, slot);
+            if (i < last)
+                memcpy(kernels_stage_head_reply(c->stages[last], slot, i),
+                       kernels_stage_head_reply(c->stages[i], slot, 0),
+                       kernels_stage_reply_bytes(c->stages[i], c->parts[i], &c->step, first, n));
+        }
+        if (kernels_stage_merge(c->stages[last], slot, c->err, sizeof c->err))
+            fail_msg("merge: %s", c->err);
+        chain_wait_job(c, last, slot);
+    }
+}
+
 /* Runs the step through all stages and brings what was sampled back to stage 0. */
 static inline void chain_run(struct chain *c)
 {
@@ -217,6 +264,8 @@ static inline void chain_run(struct chain *c)
                        kernels_stage_output(c->stages[i], c->lane),
                        (size_t)c->step.n_tokens * c->model->hidden * sizeof(float));
     }
+    if (c->options.head_parts)
+        chain_head(c);
     uint32_t slots[CHAIN_ROWS], n = 0;
     int32_t sampled[CHAIN_ROWS];
     for (uint32_t r = 0, s = 0; r < c->step.n_rows; r++) {

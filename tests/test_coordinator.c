@@ -156,8 +156,7 @@ static void the_youngest_gives_way_when_blocks_run_out(void **state)
         model, 2, (struct coordinator_options){.context = 512, .sequences = 8, .step_tokens = 64});
     fake_start(f);
     /* The same world, with a pool that holds little more than one whole sequence. */
-    blocks_destroy(&f->c->full);
-    blocks_create(&f->c->full, 512 / 16 + 8);
+    fake_pools(f, 512 / 16 + 8, f->plan->kv_window_blocks);
     static uint32_t ids[8][200];
     for (uint32_t r = 0; r < 8; r++) {
         random_ids(f, ids[r], 150);

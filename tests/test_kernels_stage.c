@@ -134,7 +134,7 @@ static void write_model(const char *path, const struct sizes *s)
     gguf_writer_destroy(w);
 }
 
-enum { N_MODELS = 3 };
+enum { N_MODELS = 4 };
 static struct gguf_file *files[N_MODELS];
 static struct gguf_model *models[N_MODELS];
 
@@ -144,6 +144,8 @@ static const struct sizes model_sizes[N_MODELS] = {
     /* nothing a multiple of anything; the head is the embedding */
     {3, 75, 3, 3, 22, 5, 2, 41, 209, 5, GGUF_F32, GGUF_F32, true},
     {4, 64, 6, 1, 16, 4, 4, 32, 333, 16, GGUF_BF16, GGUF_F16, false},
+    /* a vocabulary of several blocks of 1,024 ids */
+    {5, 64, 4, 2, 16, 4, 2, 32, 5021, 16, GGUF_Q8_0, GGUF_MXFP4, true},
 };
 
 static int write_models(void **state)
@@ -293,6 +295,146 @@ static void gives_the_same_bits_however_it_is_cut(void **state)
         }
         free(want);
     }
+}
+
+/* Steps of rows that sample with all kinds of filters; what each sample was. */
+static void sample_text(struct chain *c, struct kernels_sample *samples, uint32_t n_steps)
+{
+    enum { ROWS = 7, TOKENS = 7 }; /* more samples than pass the head at a time */
+    uint64_t seed = 12;
+    for (uint32_t step = 0; step < n_steps; step++) {
+        int32_t tokens[TEXT];
+        make_text(c->model, seed, tokens);
+        chain_begin(c);
+        for (uint32_t s = 0; s < ROWS; s++) {
+            struct kernels_row *row = chain_row(c, s, 0, tokens + TOKENS * s, TOKENS, s == 3);
+            row->temperature = (float[]){0, 0.3f, 1, 20}[test_random(&seed) % 4];
+            row->top_k = test_random(&seed) % 3 ? 0 : 1 + (uint32_t)test_random(&seed) % 2000;
+            row->top_p = test_random(&seed) % 3 ? 1 : 0.9f;
+            row->min_p = test_random(&seed) % 3 ? 0 : 0.1f;
+            row->seed = test_random(&seed);
+            row->top_logits = (uint32_t)(test_random(&seed) % (KERNELS_TOP_MAX + 1));
+        }
+        chain_run(c);
+        for (uint32_t i = 0; i < c->step.n_samples; i++) {
+            const struct kernels_sample *from = chain_sample(c, i);
+            struct kernels_sample *to = samples++;
+            memset(to, 0, sizeof *to);
+            to->token = from->token;
+            to->logit = from->logit;
+            to->log_sum_exp = from->log_sum_exp;
+            to->n_top = from->n_top;
+            memcpy(to->top, from->top, from->n_top * sizeof *to->top);
+        }
+    }
+}
+
+static void gives_the_same_bits_from_a_cut_head(void **state)
+{
+    (void)state;
+    enum { STEPS = 8, SAMPLES = 48 * STEPS };
+    static struct kernels_sample want[SAMPLES], got[SAMPLES];
+    const struct gguf_model *model = models[3];
+    static const char *const devices[] = {"cpu", "reference"};
+    const uint32_t ends[] = {1, 2, 3, 4, 5};
+    static const struct {
+        uint32_t n, parts[5];
+    } cuts[] = {{1, {5021}},
+                {2, {2048, 2973}},
+                {2, {4096, 925}},
+                {3, {0, 3072, 1949}},
+                {3, {0, 0, 5021}},
+                {5, {1024, 1024, 1024, 1024, 925}},
+                {5, {1024, 0, 2048, 1024, 925}}};
+    for (int d = 0; d < 2; d++)
+        for (uint32_t limit = 0; limit <= 3000; limit += 1500) {
+            const struct kernels_options k = {.device = devices[d], .threads = 2};
+            struct kernels_stage_options options = {.vocabulary_limit = limit};
+            struct chain *c = chain_create(model, &k, 1, &model->n_layers, options);
+            sample_text(c, want, STEPS);
+            chain_destroy(c);
+            for (size_t i = 0; i < sizeof cuts / sizeof *cuts; i++) {
+                options.head_parts = cuts[i].parts;
+                options.keep_logits = i % 2;
+                c = chain_create(model, &k, cuts[i].n, ends + 5 - cuts[i].n, options);
+                sample_text(c, got, STEPS);
+                chain_destroy(c);
+                for (uint32_t j = 0; j < SAMPLES; j++)
+                    if (memcmp(&got[j], &want[j], sizeof *got))
+                        fail_msg("%s, cut %zu: sample %u is token %d with logit %.9g and log sum "
+                                 "%.9g, of a whole head %d, %.9g, %.9g",
+                                 devices[d], i, j, got[j].token, (double)got[j].logit,
+                                 (double)got[j].log_sum_exp, want[j].token, (double)want[j].logit,
+                                 (double)want[j].log_sum_exp);
+            }
+        }
+}
+
+static void refuses_heads_that_cannot_be_cut_so(void **state)
+{
+    (void)state;
+    static const uint32_t parts[][3] = {{2048, 0, 2973}, {2048, 0, 2972}, {1000, 1048, 2973},
+                                        {2048, 2973, 0}, {5021, 0, 0},    {0, 2048, 2973}};
+    const struct kernels_stage_options sound = {.layer_first = 2,
+                                                .layer_count = 3,
+                                                .head_first = 2048,
+                                                .head_count = 2973,
+                                                .head_parts = parts[0],
+                                                .n_head_parts = 3,
+                                                .head_jobs = 2,
+                                                .block_tokens = 16,
+                                                .full_blocks = 4,
+                                                .window_blocks = 4,
+                                                .slots = 1,
+                                                .context = 64,
+                                                .lanes = 1,
+                                                .step_rows = 1,
+                                                .step_tokens = 16,
+                                                .step_samples = 1};
+    enum { N = 10 };
+    struct kernels_stage_options tried[N];
+    char err[256];
+    struct kernels *k;
+    assert_int_equal(kernels_create(&k, NULL, err, sizeof err), 0);
+    for (int i = 0; i < N; i++)
+        tried[i] = sound;
+    tried[1].head_parts = parts[5]; /* the first two are sound */
+    tried[2].head_parts = parts[1];
+    tried[3].head_parts = parts[2];
+    tried[4].head_parts = parts[3];
+    tried[5].head_parts = parts[4];
+    tried[6].n_head_parts = 0;
+    tried[7].n_head_parts = 1000;
+    tried[8].head_jobs = 0;
+    tried[9].head_first = 2000;
+    for (int i = 0; i < N; i++) {
+        struct kernels_stage *stage;
+        err[0] = '\0';
+        int status = kernels_stage_create(&stage, k, models[3], &tried[i], err, sizeof err);
+        if (i < 2 ? status : !status || strlen(err) < 10)
+            fail_msg("options %d: %d, %s", i, status, err);
+        kernels_stage_destroy(stage);
+    }
+    /* Jobs of a stage in the middle. */
+    struct kernels_stage_options middle = sound;
+    struct kernels_stage *stage;
+    middle.layer_count = 1;
+    middle.head_first = 1024;
+    middle.head_count = 1024;
+    middle.n_head_parts = 0;
+    assert_int_equal(kernels_stage_create(&stage, k, models[3], &middle, err, sizeof err), 0);
+    struct kernels_row row = {.count = 1, .top_p = 1};
+    struct kernels_step step = {.n_rows = 1, .n_tokens = 1, .n_samples = 1, .rows = &row};
+    assert_int_equal(kernels_stage_head(stage, 2, 0, &step, 0, 1, err, sizeof err), -1);
+    assert_int_equal(kernels_stage_head(stage, 0, 1, &step, 0, 1, err, sizeof err), -1);
+    assert_int_equal(kernels_stage_head(stage, 0, 0, &step, 1, 1, err, sizeof err), -1);
+    assert_int_equal(kernels_stage_head(stage, 0, 0, &step, 0, 2, err, sizeof err), -1);
+    assert_int_equal(kernels_stage_head(stage, 0, 0, &step, 0, 0, err, sizeof err), -1);
+    row.top_logits = KERNELS_TOP_MAX + 1;
+    assert_int_equal(kernels_stage_head(stage, 0, 0, &step, 0, 1, err, sizeof err), -1);
+    assert_int_equal(kernels_stage_merge(stage, 0, err, sizeof err), -1);
+    kernels_stage_destroy(stage);
+    kernels_destroy(k);
 }
 
 static void gives_the_same_bits_with_any_kv_blocks(void **state)
@@ -706,6 +848,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(agrees_with_the_reference),
         cmocka_unit_test(gives_the_same_bits_however_it_is_cut),
+        cmocka_unit_test(gives_the_same_bits_from_a_cut_head),
+        cmocka_unit_test(refuses_heads_that_cannot_be_cut_so),
         cmocka_unit_test(gives_the_same_bits_with_any_kv_blocks),
         cmocka_unit_test(gives_the_same_bits_alone_and_among_others),
         cmocka_unit_test(shares_the_blocks_of_a_prefix),

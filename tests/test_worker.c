@@ -112,17 +112,81 @@ static void a_shutdown_with_steps_under_way_ends_all_ranks_with_0(void **state)
 static void every_rank_says_each_second_that_it_is_there(void **state)
 {
     (void)state;
-    uint32_t beats[2] = {0};
+    uint32_t beats[2] = {0}, echoes[2] = {0};
     bring_up(2);
     double end = now() + 2.5;
     while (now() < end) {
         Gptoss__RankMessage *m = hear_of(GPTOSS__RANK_MESSAGE__BODY_HEARTBEAT);
         assert_true(m->heartbeat->rank < 2 && m->heartbeat->up_seconds > 0);
         beats[m->heartbeat->rank]++;
+        const Gptoss__RankHeartbeat *b = m->heartbeat;
+        if (b->echo_us) { /* ours, and when it came and the answer left: here by one clock */
+            assert_true(b->echo_us <= b->echo_received_us);
+            assert_true(b->echo_received_us <= b->echo_sent_us);
+            assert_true(b->echo_sent_us <= (uint64_t)(now() * 1e6) + 1);
+            echoes[b->rank]++;
+        }
         proto_free(&m->base);
     }
     assert_in_range(beats[0], 2, 5);
     assert_in_range(beats[1], 2, 5);
+    assert_true(echoes[0] && echoes[1]);
+    shut_down();
+}
+
+/* Steps one after another: so a step is on one stage at a time, and the clocks are one. */
+static void every_step_leaves_its_times_on_every_stage(void **state)
+{
+    (void)state;
+    enum { RANKS = 3, STEPS = 12 };
+    static struct {
+        uint64_t received, started, finished, sent;
+    } seen[RANKS][STEPS + 1];
+    struct sequence s = golden("genesis", 1);
+    Gptoss__Row row;
+    uint32_t blocks[CONTEXT / BLOCK_TOKENS], told = 0;
+    uint64_t busy[RANKS] = {0};
+    memset(seen, 0, sizeof seen);
+    bring_up(RANKS);
+    uint64_t begin = (uint64_t)(now() * 1e6) - 1;
+    for (int i = 0; i < STEPS; i++) {
+        fill_row(&row, blocks, &s, i ? 1 : s.n_prompt);
+        send_step(&row, 1);
+        for (bool answered = false; !answered || (i + 1 == STEPS && told < RANKS * STEPS);) {
+            Gptoss__RankMessage *m = hear(20);
+            answered |= m->body_case == GPTOSS__RANK_MESSAGE__BODY_RESULT;
+            uint32_t stage = 0;
+            const Gptoss__StepTimes *t = m->step_times;
+            bool times = m->body_case == GPTOSS__RANK_MESSAGE__BODY_STEP_TIMES;
+            while (times && it.peers[stage].size + 1 &&
+                   memcmp(it.peers[stage].id, it.frame.peer, it.frame.peer_size) != 0)
+                stage++;
+            assert_true(stage < RANKS);
+            uint64_t at = times ? t->origin_us : 0;
+            for (size_t k = 0; times && k < t->n_received; k++, told++) {
+                uint64_t step = t->first_step + k;
+                assert_true(step >= 1 && step <= STEPS && seen[stage][step].sent == 0);
+                seen[stage][step].received = at += t->received[k];
+                seen[stage][step].started = at + t->started[k];
+                seen[stage][step].finished = at + t->started[k] + t->finished[k];
+                seen[stage][step].sent = at + t->started[k] + t->finished[k] + t->sent[k];
+                busy[stage] += t->busy[k];
+                assert_true(t->busy[k] > 0);
+            }
+            proto_free(&m->base);
+        }
+    }
+    uint64_t end = (uint64_t)(now() * 1e6) + 1;
+    for (int step = 1; step <= STEPS; step++)
+        for (int r = 0; r < RANKS; r++) {
+            assert_true(seen[r][step].received > begin && seen[r][step].sent < end);
+            if (r)
+                assert_true(seen[r][step].started >= seen[r - 1][step].finished);
+            else if (step > 1)
+                assert_true(seen[0][step].received >= seen[RANKS - 1][step - 1].finished);
+        }
+    for (int r = 0; r < RANKS; r++)
+        assert_true(busy[r] < end - begin);
     shut_down();
 }
 
@@ -276,6 +340,7 @@ int main(int argc, char **argv)
         CASE(a_step_of_another_epoch_is_dropped),
         CASE(a_shutdown_with_steps_under_way_ends_all_ranks_with_0),
         CASE(every_rank_says_each_second_that_it_is_there),
+        CASE(every_step_leaves_its_times_on_every_stage),
     };
     const struct CMUnitTest refusals[] = {
         CASE(nobody_there_is_exit_code_5_and_says_what_to_start),

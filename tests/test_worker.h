@@ -176,6 +176,7 @@ static inline Gptoss__RankMessage *hear(double seconds)
         if (now() - it.beat > 1) {
             it.beat = now();
             Gptoss__SupervisorHeartbeat beat = GPTOSS__SUPERVISOR_HEARTBEAT__INIT;
+            beat.sent_us = (uint64_t)(it.beat * 1e6);
             MESSAGE(&beat, HEARTBEAT, heartbeat);
             for (uint32_t r = 0; r < it.hellos; r++)
                 tell(r, &message);

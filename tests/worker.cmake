@@ -1,4 +1,5 @@
 gptoss_test(worker_step gptoss_worker gptoss_proto)
+gptoss_test(worker_times gptoss_worker gptoss_proto)
 
 # Every rank runs the same cases. Debian's Open MPI leaks at exit: leaks are not looked for in what calls
 # MPI_Init.

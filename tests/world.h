@@ -10,7 +10,7 @@
 #include "coordinator/core.h"
 
 #define WORLD_CLIENTS  64
-#define WORLD_REQUESTS 4096
+#define WORLD_REQUESTS 10000
 #define WORLD_SLOTS    64
 
 struct world_request { /* what a client has seen of a request */
@@ -19,6 +19,7 @@ struct world_request { /* what a client has seen of a request */
     struct text reasoning; /* of the analysis channel */
     bool accepted, refused, finished;
     uint32_t finishes, progress;
+    uint32_t cached; /* tokens of its prompt that were not computed for it */
     Gptoss__Finished__Reason reason;
     Gptoss__Code code;
     char refusal[512];
@@ -47,9 +48,10 @@ struct fake {
     Gptoss__Plan *plan;
     struct world_slot slots[WORLD_SLOTS];
     uint32_t *full_pool, *window_pool; /* [blocks][block_tokens]: the token at that position */
+    bool *full_shared, *window_shared; /* [blocks]: given to a sequence that begins behind it */
     struct world_step queue[64];
     size_t queued;
-    uint64_t max_queued, steps, rows, multi_rows;
+    uint64_t max_queued, steps, rows, multi_rows, tokens;
     bool client_gone[WORLD_CLIENTS];
     struct world_request requests[WORLD_REQUESTS]; /* request id = its index as "r%04u" */
     char lost[512], impossible[1024];
@@ -61,6 +63,8 @@ struct fake {
 struct fake *fake_create(const struct gguf_model *model, uint32_t ranks,
                          struct coordinator_options options);
 void fake_destroy(struct fake *f);
+/* Pools of so many blocks instead of those of the plan: nothing may run. */
+void fake_pools(struct fake *f, uint32_t full, uint32_t window);
 /* Ranks come (a new world), join, load and are ready. */
 void fake_start(struct fake *f);
 void fake_kill(struct fake *f); /* the ranks vanish; what they held is gone */

@@ -111,6 +111,11 @@ bool link_beat_due(struct link *link)
     return true;
 }
 
+void link_beat_soon(struct link *link)
+{
+    link->beat_us = 0;
+}
+
 double link_silence(struct link *link)
 {
     uint64_t now = clock_us(), passed = now - link->looked_us;

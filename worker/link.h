@@ -27,6 +27,8 @@ int link_receive(struct link *link, Gptoss__SupervisorMessage **out, char *err, 
 
 /* Whether it is time for a heartbeat; once a second. */
 bool link_beat_due(struct link *link);
+/* The next heartbeat is due at once. */
+void link_beat_soon(struct link *link);
 /* Seconds that the coordinator has been silent for; call it after everything was received. */
 double link_silence(struct link *link);
 

@@ -24,14 +24,9 @@
 
 /* What those behind may still do in this pass over the lanes. */
 struct turn {
-    bool start, finish, store;
+    bool start, finish, deliver, store;
     bool moved;
 };
-
-static struct lane *lane_of(struct worker_stage *stage, uint64_t step)
-{
-    return &stage->lanes[(step - 1) % stage->n_lanes];
-}
 
 static uint32_t lane_index(const struct worker_stage *stage, const struct lane *lane)
 {
@@ -52,6 +47,8 @@ static int accept_step(struct worker_stage *stage, struct lane *lane, char *err,
     lane->state = LANE_WAITING;
     lane->header.step = lane->input.step = lane->output.step = lane->ring.step = step;
     lane->ring_due = false;
+    lane->head_left = head_due(&stage->head, lane->step.view.n_samples);
+    lane->times = (struct times_step){.step = step, .received_us = clock_us()};
     stage->accepted = step;
     if (stage->headers_out && transport_send(stage->headers_out, &lane->header, lane->step.bytes,
                                              lane->step.size, err, err_size))
@@ -103,7 +100,7 @@ int worker_stage_submit(struct worker_stage *stage, const Gptoss__Step *message,
                         size_t err_size)
 {
     assert(stage_is_first(stage));
-    struct lane *lane = lane_of(stage, stage->accepted + 1);
+    struct lane *lane = stage_lane(stage, stage->accepted + 1);
     if (lane->state != LANE_FREE)
         return 1;
     if (message->step != stage->accepted + 1) {
@@ -122,7 +119,7 @@ static int receive_header(struct worker_stage *stage, char *err, size_t err_size
 {
     if (stage->headers_in == NULL)
         return 0;
-    struct lane *lane = lane_of(stage, stage->accepted + 1);
+    struct lane *lane = stage_lane(stage, stage->accepted + 1);
     if (!stage->header.pending) {
         if (lane->state != LANE_FREE)
             return 0;
@@ -179,10 +176,10 @@ static int store_samples(struct worker_stage *stage, struct lane *lane, char *er
 static int start(struct worker_stage *stage, struct lane *lane, char *err, size_t err_size)
 {
     uint32_t index = lane_index(stage, lane);
+    lane->running_since_us = lane->times.started_us = clock_us();
     if (kernels_stage_step(stage->kernels, index, &lane->step.view, err, err_size))
         return -1;
     lane->state = LANE_RUNNING;
-    lane->running_since_us = clock_us();
     if (!stage_is_first(stage) || lane->step.view.n_samples == 0)
         return 0;
     if (stage_is_last(stage))
@@ -220,21 +217,29 @@ static int report(struct worker_stage *stage, const struct lane *lane, char *err
     return stage->options.result(stage->options.arg, &stage->result, err, err_size);
 }
 
-/* The device is done with it: pass it on. The ring first: the next token waits for it. */
-static int pass_on(struct worker_stage *stage, struct lane *lane, char *err, size_t err_size)
+/* The last stage has all samples. The ring first: the next token waits for it. */
+static int deliver(struct worker_stage *stage, struct lane *lane, char *err, size_t err_size)
 {
     uint32_t index = lane_index(stage, lane), n_samples = lane->step.view.n_samples;
     lane->state = LANE_SENDING;
-    stage->done_us = clock_us();
-    if (!stage_is_last(stage))
-        return transport_send(stage->data_out, &lane->output,
-                              kernels_stage_output(stage->kernels, index),
-                              activation_bytes(stage, lane), err, err_size);
     if (stage->ring_out && n_samples &&
         transport_send(stage->ring_out, &lane->ring, kernels_stage_sampled(stage->kernels, index),
                        n_samples * sizeof(int32_t), err, err_size))
         return -1;
     return report(stage, lane, err, err_size);
+}
+
+/* The device is done with it: pass it on. */
+static int pass_on(struct worker_stage *stage, struct lane *lane, char *err, size_t err_size)
+{
+    stage->done_us = lane->times.finished_us = clock_us();
+    lane->times.busy_us = (uint64_t)(kernels_stage_busy_seconds(stage->kernels) * 1e6);
+    lane->state = stage_is_last(stage) ? LANE_HEAD : LANE_SENDING;
+    if (stage_is_last(stage))
+        return 0;
+    return transport_send(stage->data_out, &lane->output,
+                          kernels_stage_output(stage->kernels, lane_index(stage, lane)),
+                          activation_bytes(stage, lane), err, err_size);
 }
 
 static int device_done(struct worker_stage *stage, struct lane *lane, char *err, size_t err_size)
@@ -284,7 +289,9 @@ static int settle(struct worker_stage *stage, struct lane *lane, struct turn *tu
     if (ring && lane->ring_due && turn->store && store_samples(stage, lane, err, err_size))
         return -1;
     turn->store &= !lane->ring_due;
-    if (!header || !input || !output || !ring || lane->ring_due)
+    if (!lane->times.sent_us && (stage_is_last(stage) ? ring : output))
+        lane->times.sent_us = clock_us();
+    if (!header || !input || !output || !ring || lane->ring_due || lane->head_left)
         return 0;
     int done = kernels_stage_test(stage->kernels, lane_index(stage, lane), err, err_size);
     if (done == 1) {
@@ -318,6 +325,12 @@ static int advance(struct worker_stage *stage, struct lane *lane, struct turn *t
         }
     }
     turn->finish &= lane->state != LANE_WAITING && lane->state != LANE_RUNNING;
+    if (lane->state == LANE_HEAD && turn->deliver && lane->head_left == 0) {
+        turn->moved = true;
+        if (deliver(stage, lane, err, err_size))
+            return -1;
+    }
+    turn->deliver &= lane->state == LANE_SENDING || lane->state == LANE_FREE;
     if (lane->state == LANE_SENDING)
         return settle(stage, lane, turn, err, err_size);
     turn->store &= !lane->ring_due && lane->state != LANE_WAITING;
@@ -326,18 +339,31 @@ static int advance(struct worker_stage *stage, struct lane *lane, struct turn *t
 
 int worker_stage_progress(struct worker_stage *stage, char *err, size_t err_size)
 {
-    struct turn turn = {.start = true, .finish = true, .store = true};
+    struct turn turn = {.start = true, .finish = true, .deliver = true, .store = true};
     int got;
     while ((got = receive_header(stage, err, err_size)) == 1)
         turn.moved = true;
     if (got < 0)
         return -1;
     for (uint64_t step = stage->oldest; step <= stage->accepted; step++)
-        if (advance(stage, lane_of(stage, step), &turn, err, err_size))
+        if (advance(stage, stage_lane(stage, step), &turn, err, err_size))
             return -1;
-    while (stage->oldest <= stage->accepted && lane_of(stage, stage->oldest)->state == LANE_FREE)
-        stage->oldest++;
+    if (head_progress(stage, &turn.moved, err, err_size))
+        return -1;
+    while (stage->oldest <= stage->accepted && stage_lane(stage, stage->oldest)->state == LANE_FREE)
+        times_note(&stage->times, &stage_lane(stage, stage->oldest++)->times);
     return turn.moved;
+}
+
+static void wait_for_edge(const struct worker_stage *stage, const struct transport_edge *edge,
+                          struct wait_for *what)
+{
+    if (edge == NULL)
+        return;
+    what->belled &= stage->world->can_ring[edge->peer];
+    what->transfer |= edge->pending && edge != stage->headers_in;
+    for (const struct transport_transfer *t = edge->pending; t; t = t->next)
+        what->pushing |= t->sending && t->bytes > SEND_LARGE;
 }
 
 void worker_stage_wait(struct worker_stage *stage, int fd, bool moved)
@@ -349,13 +375,11 @@ void worker_stage_wait(struct worker_stage *stage, int fd, bool moved)
     struct transport_edge *const edges[] = {stage->headers_in, stage->headers_out, stage->data_in,
                                             stage->data_out,   stage->ring_in,     stage->ring_out};
     struct wait_for what = {.belled = true};
-    for (size_t i = 0; i < sizeof edges / sizeof *edges; i++) {
-        if (edges[i] == NULL)
-            continue;
-        what.belled &= stage->world->can_ring[edges[i]->peer];
-        what.transfer |= edges[i]->pending && edges[i] != stage->headers_in;
-        for (const struct transport_transfer *t = edges[i]->pending; t; t = t->next)
-            what.pushing |= t->sending && t->bytes > SEND_LARGE;
+    for (size_t i = 0; i < sizeof edges / sizeof *edges; i++)
+        wait_for_edge(stage, edges[i], &what);
+    for (uint32_t i = 0; i < stage->head.n_edges; i++) {
+        wait_for_edge(stage, stage->head.rows_to[i], &what);
+        wait_for_edge(stage, stage->head.reply_to[i], &what);
     }
     const int fds[] = {stage->notified, fd, stage->world->bell};
     wait_sleep(&stage->wait, &what, fds, 3);
@@ -363,6 +387,12 @@ void worker_stage_wait(struct worker_stage *stage, int fd, bool moved)
     (void)!read(stage->notified, &count, sizeof count);
     if (stage->world->bell >= 0 && world_ring_drain(stage->world))
         wait_rung(&stage->wait);
+}
+
+const Gptoss__StepTimes *worker_stage_times(struct worker_stage *stage, bool now)
+{
+    uint64_t now_us = clock_us();
+    return now || times_due(&stage->times, now_us) ? times_take(&stage->times, now_us) : NULL;
 }
 
 void worker_stage_info(const struct worker_stage *stage, struct worker_stage_info *info)

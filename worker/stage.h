@@ -8,7 +8,9 @@
 #include <stdint.h>
 
 #include "kernels/kernels.h"
+#include "worker/head.h"
 #include "worker/step.h"
+#include "worker/times.h"
 #include "worker/transport.h"
 #include "worker/wait.h"
 #include "worker/worker.h"
@@ -20,15 +22,19 @@
  *   LANE_RUNNING ──the device is done──▶ LANE_SENDING ──everything was taken──▶ LANE_FREE
  *
  * Stage 0 leaves LANE_SENDING only when the tokens sampled by the step have come back over the ring
- * and were stored by the device: they arrive in the lane's buffer. */
-enum lane_state { LANE_FREE, LANE_WAITING, LANE_RUNNING, LANE_SENDING };
+ * and were stored by the device: they arrive in the lane's buffer. Where the head is cut (head.h), the
+ * last stage has LANE_HEAD between running and sending, until all samples are there, and the others
+ * stay in LANE_SENDING until their part of the head is done. */
+enum lane_state { LANE_FREE, LANE_WAITING, LANE_RUNNING, LANE_HEAD, LANE_SENDING };
 
 struct lane {
     enum lane_state state;
     struct step step;
     uint64_t refers_to; /* stage 0: the step whose samples must be stored before this starts */
     uint64_t running_since_us;
-    bool ring_due; /* stage 0: its samples have not yet been stored */
+    struct times_step times;
+    bool ring_due;      /* stage 0: its samples have not yet been stored */
+    uint32_t head_left; /* samples that have not yet passed a cut head */
     struct transport_transfer header, input, output, ring;
     uint32_t *sampled_slots; /* [samples] stage 0: whose token each sample is */
 };
@@ -48,12 +54,15 @@ struct worker_stage {
     /* NULL where there is no such neighbour. */
     struct transport_edge *headers_in, *headers_out, *data_in, *data_out, *ring_in, *ring_out;
 
+    struct head head;
+
     uint32_t n_lanes;
     struct lane *lanes;               /* [n_lanes]; step n has lane (n − 1) % n_lanes */
     struct transport_transfer header; /* the receive of the next step's header */
     uint64_t accepted;                /* last step that has got a lane */
     uint64_t oldest;                  /* first step that still has one; accepted + 1: none has */
     uint64_t done_us;                 /* when the device last was done with a step */
+    struct times times;               /* of the steps that have left */
 
     /* stage 0 */
     uint64_t *sampled_by; /* [slots] the last step that samples for a slot; 0: none */
@@ -79,5 +88,15 @@ static inline bool stage_is_last(const struct worker_stage *stage)
 {
     return stage->index + 1 == stage->count;
 }
+
+static inline struct lane *stage_lane(struct worker_stage *stage, uint64_t step)
+{
+    return &stage->lanes[(step - 1) % stage->n_lanes];
+}
+
+/* stage_open.c: *edge must be NULL. */
+int stage_open_edge(struct worker_stage *stage, struct transport_edge **edge,
+                    const struct transport *transport, uint32_t from, uint32_t to,
+                    enum transport_channel channel, char *err, size_t err_size);
 
 #endif

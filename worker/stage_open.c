@@ -16,6 +16,7 @@
 #define STEP_TOKENS_MAX  (1u << 18)
 #define STEP_SAMPLES_MAX (1u << 16)
 #define SLOTS_MAX        (1u << 20)
+#define HEAD_JOBS_MAX    64u
 /* The other end may be loading still. Should it never come, the coordinator is told by its silence. */
 #define OPEN_DEADLINE_MS (30 * 60 * 1000)
 
@@ -25,6 +26,48 @@ static int refuse(char *err, size_t err_size, const char *what, uint64_t value)
 {
     snprintf(err, err_size, "the coordinator's plan cannot be: %s (%" PRIu64 ")", what, value);
     return -1;
+}
+
+/* The rows of the output matrix on each stage, where the plan cuts the head. */
+static int check_head(const Gptoss__Plan *plan, const struct gguf_model *model, char *err,
+                      size_t err_size)
+{
+    uint64_t begin = 0, own = 0;
+    if (plan->head_first > model->vocabulary ||
+        plan->head_count > model->vocabulary - plan->head_first)
+        return refuse(err, err_size, "rows of the output matrix that are not there",
+                      plan->head_first);
+    if (plan->n_head_counts == 0) {
+        uint32_t whole = plan->stage + 1 == plan->stages ? model->vocabulary : 0;
+        return plan->head_count == whole
+                   ? 0
+                   : refuse(err, err_size, "a head that is not cut is the last stage's",
+                            plan->head_count);
+    }
+    if (plan->n_head_counts != plan->stages)
+        return refuse(err, err_size, "rows of the head for another number of stages",
+                      plan->n_head_counts);
+    for (uint32_t s = 0; s < plan->stages; s++) {
+        own = s == plan->stage ? begin : own;
+        begin += plan->head_counts[s];
+    }
+    if (begin != model->vocabulary)
+        return refuse(err, err_size, "the parts of the head are not the model's", begin);
+    if (plan->head_counts[plan->stages - 1] == 0)
+        return refuse(err, err_size, "the last stage has no rows of the output matrix", 0);
+    if (plan->head_counts[plan->stage] != plan->head_count ||
+        (plan->head_count && plan->head_first != own))
+        return refuse(err, err_size, "another part of the head for this stage than in its list",
+                      plan->head_first);
+    if (plan->head_jobs == 0 || plan->head_jobs > HEAD_JOBS_MAX)
+        return refuse(err, err_size, "jobs of the head at a time", plan->head_jobs);
+    return 0;
+}
+
+/* Some stage besides the last one has a part of the head. */
+static bool is_cut(const Gptoss__Plan *plan, const struct gguf_model *model)
+{
+    return plan->n_head_counts && plan->head_counts[plan->stages - 1] != model->vocabulary;
 }
 
 static int check_plan(const Gptoss__Plan *plan, const struct worker_world_info *world,
@@ -43,12 +86,8 @@ static int check_plan(const Gptoss__Plan *plan, const struct worker_world_info *
         return refuse(err, err_size,
                       "the first layer belongs to the first stage, the last to the last",
                       plan->layer_first);
-    if (plan->head_first > model->vocabulary ||
-        plan->head_count > model->vocabulary - plan->head_first)
-        return refuse(err, err_size, "rows of the output matrix that are not there",
-                      plan->head_first);
-    if (last && plan->head_count == 0)
-        return refuse(err, err_size, "the last stage has no rows of the output matrix", 0);
+    if (check_head(plan, model, err, err_size))
+        return -1;
     if (plan->kv_type > GPTOSS__PLAN__KV_TYPE__BF16)
         return refuse(err, err_size, "unknown type of KV", plan->kv_type);
     if (plan->kv_block_tokens == 0 || plan->kv_block_tokens & (plan->kv_block_tokens - 1))
@@ -112,6 +151,22 @@ static int make_result(struct worker_stage *stage)
     return 0;
 }
 
+/* After the kernels' stage was made. */
+static int make_head(struct worker_stage *stage, const Gptoss__Plan *plan,
+                     const struct gguf_model *model)
+{
+    struct head *head = &stage->head;
+    if (!is_cut(plan, model) || plan->head_count == 0)
+        return 0;
+    head->parts = calloc(stage->count, sizeof *head->parts);
+    if (head->parts == NULL)
+        return -1;
+    for (uint32_t s = 0; s < stage->count; s++)
+        head->parts[s] = plan->head_counts[s];
+    return head_init(head, stage_is_last(stage) ? stage->count : 1, plan->head_jobs,
+                     kernels_stage_head_rows(stage->kernels));
+}
+
 static void notify(void *arg)
 {
     struct worker_stage *stage = arg;
@@ -135,6 +190,9 @@ static int load(struct worker_stage *stage, const struct worker_stage_options *o
         .layer_count = plan->layer_count,
         .head_first = plan->head_first,
         .head_count = plan->head_count,
+        .head_parts = plan->head_counts,
+        .n_head_parts = is_cut(plan, options->model) ? (uint32_t)plan->n_head_counts : 0,
+        .head_jobs = is_cut(plan, options->model) ? plan->head_jobs : 0,
         .vocabulary_limit = plan->vocabulary_limit,
         .kv_type = (enum kernels_kv_type)plan->kv_type,
         .block_tokens = plan->kv_block_tokens,
@@ -168,9 +226,9 @@ static int load(struct worker_stage *stage, const struct worker_stage_options *o
 
 /* ── edges ─────────────────────────────────────────────────────────────────────────────────── */
 
-static int open_edge(struct worker_stage *stage, struct transport_edge **edge,
-                     const struct transport *transport, uint32_t from, uint32_t to,
-                     enum transport_channel channel, char *err, size_t err_size)
+int stage_open_edge(struct worker_stage *stage, struct transport_edge **edge,
+                    const struct transport *transport, uint32_t from, uint32_t to,
+                    enum transport_channel channel, char *err, size_t err_size)
 {
     const struct transport_options options = {
         .world = stage->world,
@@ -224,12 +282,13 @@ static int open_edges(struct worker_stage *stage, const Gptoss__Plan *plan, char
         struct transport_edge **edge = ring    ? (sends ? &stage->ring_out : &stage->ring_in)
                                        : sends ? &stage->data_out
                                                : &stage->data_in;
-        if (open_edge(stage, edge, transport, from, to, TRANSPORT_DATA, err, err_size))
+        if (stage_open_edge(stage, edge, transport, from, to, TRANSPORT_DATA, err, err_size))
             return -1;
         if (ring)
             continue;
         edge = sends ? &stage->headers_out : &stage->headers_in;
-        if (open_edge(stage, edge, &transport_mpi, from, to, TRANSPORT_HEADERS, err, err_size))
+        if (stage_open_edge(stage, edge, &transport_mpi, from, to, TRANSPORT_HEADERS, err,
+                            err_size))
             return -1;
     }
     bool first = stage_is_first(stage), last = stage_is_last(stage), alone = stage->count == 1;
@@ -288,7 +347,11 @@ int worker_stage_create(struct worker_stage **out, struct worker_world *world,
     if ((status = load(stage, options, err, err_size)))
         goto fail;
     status = -1;
-    if (open_edges(stage, plan, err, err_size))
+    if (make_head(stage, plan, options->model)) {
+        snprintf(err, err_size, "no memory for the head's jobs");
+        goto fail;
+    }
+    if (open_edges(stage, plan, err, err_size) || head_open(stage, err, err_size))
         goto fail;
     *out = stage;
     return 0;
@@ -306,6 +369,7 @@ void worker_stage_stop(struct worker_stage *stage)
         transport_close(edges[i]);
     stage->headers_in = stage->headers_out = stage->data_in = stage->data_out = NULL;
     stage->ring_in = stage->ring_out = NULL;
+    head_close(&stage->head);
 }
 
 void worker_stage_destroy(struct worker_stage *stage)
@@ -319,6 +383,7 @@ void worker_stage_destroy(struct worker_stage *stage)
         free(stage->lanes[i].sampled_slots);
     }
     free(stage->lanes);
+    head_free(&stage->head);
     free(stage->sampled_by);
     free(stage->samples);
     free(stage->sample_list);

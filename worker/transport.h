@@ -35,6 +35,7 @@ struct worker_world;
 enum transport_channel {
     TRANSPORT_DATA,
     TRANSPORT_HEADERS,
+    TRANSPORT_HEAD,    /* rows for a cut head, and replies */
     TRANSPORT_CREDITS, /* of ipc: buffers on offer, against the direction of the edge */
     TRANSPORT_NOTES,   /* of ipc: data has come */
     TRANSPORT_CHANNELS,

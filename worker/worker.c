@@ -49,6 +49,7 @@ struct worker {
     struct worker_stage *stage;
     double begin_seconds; /* when the world joined */
     double loading_seconds, said_seconds;
+    uint64_t echo_us, echo_received_us; /* the coordinator's last heartbeat: its clock, ours */
 
     /* Stage 0: steps that have no lane yet, oldest first. */
     Gptoss__SupervisorMessage **steps; /* [steps_max], a ring */
@@ -157,7 +158,11 @@ static void take(struct worker *w, Gptoss__SupervisorMessage *message)
         end(w, EXIT_DONE, "leaving: %s",
             message->shutdown->text[0] ? message->shutdown->text : "the coordinator says so");
         break;
-    case GPTOSS__SUPERVISOR_MESSAGE__BODY_HEARTBEAT: break;
+    case GPTOSS__SUPERVISOR_MESSAGE__BODY_HEARTBEAT:
+        w->echo_us = message->heartbeat->sent_us;
+        w->echo_received_us = clock_us();
+        link_beat_soon(w->link); /* the shorter the answer takes, the better the clocks are known */
+        break;
     default: log_debug("a message of a kind that this version does not know"); break;
     }
     proto_free(&message->base);
@@ -176,6 +181,9 @@ static int beat(struct worker *w)
         beat.busy_seconds = info.busy_seconds;
         beat.queue = info.queue + w->steps_count;
     }
+    beat.echo_us = w->echo_us;
+    beat.echo_received_us = w->echo_received_us;
+    beat.echo_sent_us = clock_us();
     beat.memory_free_bytes = w->device_info.memory_free_bytes;
     message.body_case = GPTOSS__RANK_MESSAGE__BODY_HEARTBEAT;
     message.heartbeat = &beat;
@@ -413,6 +421,19 @@ static int submit(struct worker *w)
     return 0;
 }
 
+/* Lost times are no harm: they are sent once. */
+static void tell_times(struct worker *w)
+{
+    const Gptoss__StepTimes *times = worker_stage_times(w->stage, false);
+    if (times == NULL)
+        return;
+    Gptoss__RankMessage message = GPTOSS__RANK_MESSAGE__INIT;
+    char err[256];
+    message.body_case = GPTOSS__RANK_MESSAGE__BODY_STEP_TIMES;
+    message.step_times = (Gptoss__StepTimes *)(uintptr_t)times;
+    link_send(w->link, &message, err, sizeof err);
+}
+
 static int serve(struct worker *w)
 {
     char err[1024];
@@ -422,6 +443,7 @@ static int serve(struct worker *w)
         int moved = worker_stage_progress(w->stage, err, sizeof err);
         if (moved < 0)
             return end(w, EXIT_DEVICE, "%s", err);
+        tell_times(w);
         int fd = moved ? -1 : link_fd(w->link);
         worker_stage_wait(w->stage, fd, moved || fd < 0);
     }

@@ -91,6 +91,11 @@ void worker_stage_stop(struct worker_stage *stage);
 void worker_stage_destroy(struct worker_stage *stage); /* NULL is fine */
 void worker_stage_info(const struct worker_stage *stage, struct worker_stage_info *info);
 
+/* When the steps that are done were where (StepTimes in gptoss.proto), since the last call; NULL: nothing
+ * to tell, or it is too early (unless `now`). The message is the stage's, valid until the next call. A
+ * stage that is not asked keeps the last ones. */
+const Gptoss__StepTimes *worker_stage_times(struct worker_stage *stage, bool now);
+
 /* Stage 0: takes the next step; the message is copied. 0: taken; 1: no lane is free, try again after
  * progress; -1: the step cannot be run, and the stage is as it was. */
 int worker_stage_submit(struct worker_stage *stage, const Gptoss__Step *step, char *err,

@@ -21,14 +21,17 @@ struct host_device {
     char isa[16];
 };
 
-enum host_work { HOST_STEP, HOST_RING };
+enum host_work { HOST_STEP, HOST_RING, HOST_HEAD, HOST_MERGE };
+
+#define HOST_HEAD_ROWS 32 /* rows that pass through the head at a time */
 
 struct host_lane {
     float *input;                   /* [step_tokens, hidden]; NULL on the stage of layer 0 */
     float *output;                  /* [step_tokens, hidden]; NULL on a stage that samples */
+    float *picked;                  /* [step_samples, hidden]; NULL but on one with a cut head */
     int32_t *sampled;               /* [step_samples] */
     struct kernels_sample *samples; /* [step_samples]; NULL where nothing is sampled */
-    float *logits;                  /* [step_samples, head_count], with keep_logits */
+    float *logits;                  /* [step_samples, vocabulary], with keep_logits */
 
     struct kernels_step step;
     struct kernels_row *rows;            /* [step_rows] */
@@ -40,6 +43,29 @@ struct host_lane {
     atomic_uint pending; /* steps and ring calls queued and not done */
     atomic_bool failed;  /* then error says why */
     char error[160];
+};
+
+/* A job of a cut head. */
+struct host_job {
+    float *input; /* [HOST_HEAD_ROWS, hidden]; NULL on the last stage, which reads its lane */
+    unsigned char *replies[KERNELS_SLICES_MAX]; /* of each part; not the last stage: [0], its own */
+    const float *x;
+    struct host_lane *lane;
+    uint32_t first, n; /* samples of the lane's step */
+    struct kernels_row rows[HOST_HEAD_ROWS];
+    uint32_t position[HOST_HEAD_ROWS];
+    bool whole[HOST_HEAD_ROWS];
+    atomic_uint pending;
+};
+
+/* Work in order: a ring of lanes or jobs and what is to be done with them. */
+struct host_queue {
+    struct {
+        enum host_work work;
+        uint32_t at; /* lane or job */
+    } * entries;     /* [size] */
+    uint32_t size;
+    _Atomic uint64_t put, taken; /* counts since the start */
 };
 
 struct host_stage {
@@ -69,20 +95,20 @@ struct host_stage {
     uint32_t *pairs, *begin;
     struct host_sequence *sequences; /* [step_rows] */
     struct host_tile *tiles;         /* [step_tokens] */
-    float *sample_x;                 /* [HOST_HEAD_ROWS, hidden] */
+    float *sample_x;                 /* [HOST_HEAD_ROWS, hidden]; of a whole head */
     float *sample_h;                 /* [HOST_HEAD_ROWS, padded(hidden)] */
-    float *logits;                   /* [HOST_HEAD_ROWS, head_count], without keep_logits */
+    float *logits;                   /* [HOST_HEAD_ROWS, head_count]; a whole head: without
+                                      * keep_logits */
+    float *whole_row;                /* [threads, vocabulary]; of the last part of a cut head */
     unsigned char *sample_scratch;   /* [threads, sample_scratch_bytes] */
     uint64_t sample_scratch_bytes;
     struct host_context context;
 
-    /* The queue: a ring of lanes and what is to be done with them. */
-    struct {
-        enum host_work work;
-        uint32_t lane;
-    } * queue; /* [queue_size] */
-    uint32_t queue_size;
-    _Atomic uint64_t queue_put, queue_taken; /* counts since the start */
+    struct gguf_tensor head; /* the rows of the output matrix that are held */
+    struct host_job *jobs;   /* [head_jobs] */
+
+    struct host_queue steps; /* and ring calls */
+    struct host_queue heads; /* jobs: these go first */
     atomic_bool asleep, quit;
     pthread_mutex_t mutex;
     pthread_cond_t wake;
@@ -90,8 +116,6 @@ struct host_stage {
     bool mutex_made, thread_made;
     _Atomic uint64_t busy_ns;
 };
-
-#define HOST_HEAD_ROWS 32 /* rows that pass through the head at a time */
 
 /* layout.c */
 int host_layout(
@@ -106,10 +130,26 @@ void host_stage_prepare(struct host_stage *stage, const struct host_device *devi
 int host_stream_start(struct host_stage *stage, char *err, size_t err_size);
 void host_stream_stop(struct host_stage *stage);
 void host_stream_put(struct host_stage *stage, uint32_t lane, enum host_work work);
+void host_stream_put_job(struct host_stage *stage, uint32_t slot, enum host_work work);
+/* On the stream, within a step: jobs that have come go first. */
+void host_stream_jobs(struct host_stage *stage);
 uint64_t host_clock_ns(void);
 
 /* step.c */
 int host_step_run(struct host_stage *stage, struct host_lane *lane);
+struct host_matrix host_head_matrix(const struct host_stage *stage);
+
+/* head.c */
+void host_head_run(struct host_stage *stage, struct host_job *job);
+void host_merge_run(struct host_stage *stage, struct host_job *job);
+uint32_t host_head_rows(const struct kernels_stage *stage);
+const float *host_picked(const struct kernels_stage *stage, uint32_t lane);
+float *host_head_input(struct kernels_stage *stage, uint32_t slot);
+void *host_head_reply(struct kernels_stage *stage, uint32_t slot, uint32_t part);
+void host_head(struct kernels_stage *stage, uint32_t slot, uint32_t lane,
+               const struct kernels_pick *picks, uint32_t first, uint32_t count);
+void host_merge(struct kernels_stage *stage, uint32_t slot);
+int host_head_test(struct kernels_stage *stage, uint32_t slot, char *err, size_t err_size);
 
 /* stage.c: the entries of struct kernels_backend that both backends share */
 void host_destroy(struct kernels *k);
@@ -151,8 +191,11 @@ int host_op_moe(struct kernels *k, const struct kernels_op_moe *op, double *seco
         .stage_destroy = host_stage_destroy, .step = host_step, .ring = host_ring,                 \
         .test = host_test, .busy_seconds = host_busy_seconds, .input = host_input,                 \
         .output = host_output, .sampled = host_sampled, .stream = host_stream,                     \
-        .sample = host_sample, .logits = host_logits, .op_rmsnorm = host_op_rmsnorm,               \
-        .op_linear = host_op_linear, .op_attention = host_op_attention, .op_moe = host_op_moe,     \
+        .sample = host_sample, .logits = host_logits, .head_rows = host_head_rows,                 \
+        .head_input = host_head_input, .head_reply = host_head_reply, .head = host_head,           \
+        .merge = host_merge, .head_test = host_head_test, .picked = host_picked,                   \
+        .op_rmsnorm = host_op_rmsnorm, .op_linear = host_op_linear,                                \
+        .op_attention = host_op_attention, .op_moe = host_op_moe,                                  \
     }
 
 #endif

@@ -41,8 +41,10 @@ static void lay_out_lane(struct arena *a, struct host_stage *stage, struct host_
         lane->output = TAKE(a, float, o->step_tokens, hidden);
     } else {
         lane->samples = TAKE(a, struct kernels_sample, o->step_samples, 1);
+        if (stage->base.cut)
+            lane->picked = TAKE(a, float, o->step_samples, hidden);
         if (o->keep_logits)
-            lane->logits = TAKE(a, float, o->step_samples, o->head_count);
+            lane->logits = TAKE(a, float, o->step_samples, stage->base.model->vocabulary);
     }
     lane->rows = TAKE(a, struct kernels_row, o->step_rows, 1);
     if (stage->base.has_full)
@@ -50,6 +52,40 @@ static void lay_out_lane(struct arena *a, struct host_stage *stage, struct host_
     if (stage->base.has_window)
         lane->window_given = TAKE(a, uint32_t, stage->given_capacity, 1);
     lane->ring_slots = TAKE(a, uint32_t, o->step_samples, 1);
+}
+
+static void lay_out_head(struct arena *a, struct host_stage *stage)
+{
+    const struct kernels_stage_options *o = &stage->base.options;
+    const struct gguf_model *m = stage->base.model;
+    bool whole = stage->base.samples && !stage->base.cut;
+    uint32_t rows = o->step_samples < HOST_HEAD_ROWS ? o->step_samples : HOST_HEAD_ROWS;
+    stage->sample_h = TAKE(a, float, rows, host_padded(m->hidden));
+    if (whole)
+        stage->sample_x = TAKE(a, float, rows, m->hidden);
+    if (!whole || !o->keep_logits)
+        stage->logits = TAKE(a, float, rows, o->head_count);
+    if (stage->base.samples) {
+        stage->sample_scratch_bytes = (kernels_sample_scratch_bytes(m->vocabulary) + 63) / 64 * 64;
+        stage->sample_scratch = TAKE(a, unsigned char, stage->threads, stage->sample_scratch_bytes);
+    }
+    if (whole)
+        return;
+    if (stage->base.cut)
+        stage->whole_row = TAKE(a, float, stage->threads, m->vocabulary);
+    stage->jobs = TAKE(a, struct host_job, o->head_jobs, 1);
+    for (uint32_t i = 0; i < o->head_jobs; i++) {
+        struct host_job measured, *job = stage->jobs ? &stage->jobs[i] : &measured;
+        if (!stage->base.cut)
+            job->input = TAKE(a, float, rows, m->hidden);
+        for (uint32_t p = 0; p < (stage->base.cut ? o->n_head_parts : 1); p++)
+            job->replies[p] =
+                TAKE(a, unsigned char, 1,
+                     kernels_reply_bytes(stage->base.cut ? o->head_parts[p] : o->head_count, rows,
+                                         rows));
+    }
+    stage->heads.size = 2 * o->head_jobs;
+    stage->heads.entries = take(a, stage->heads.size, 1, sizeof *stage->heads.entries);
 }
 
 static void lay_out_activations(struct arena *a, struct host_stage *stage)
@@ -76,15 +112,8 @@ static void lay_out_activations(struct arena *a, struct host_stage *stage)
     stage->begin = TAKE(a, uint32_t, (uint64_t)m->experts + 1, 1);
     stage->sequences = TAKE(a, struct host_sequence, o->step_rows, 1);
     stage->tiles = TAKE(a, struct host_tile, tokens, 1);
-    if (stage->base.samples) {
-        uint32_t rows = o->step_samples < HOST_HEAD_ROWS ? o->step_samples : HOST_HEAD_ROWS;
-        stage->sample_x = TAKE(a, float, rows, m->hidden);
-        stage->sample_h = TAKE(a, float, rows, host_padded(m->hidden));
-        if (!o->keep_logits)
-            stage->logits = TAKE(a, float, rows, o->head_count);
-        stage->sample_scratch_bytes = (kernels_sample_scratch_bytes(o->head_count) + 63) / 64 * 64;
-        stage->sample_scratch = TAKE(a, unsigned char, stage->threads, stage->sample_scratch_bytes);
-    }
+    if (o->head_count)
+        lay_out_head(a, stage);
     uint32_t columns = m->hidden > m->expert_ffn ? m->hidden : m->expert_ffn;
     if (q_width > columns)
         columns = (uint32_t)q_width;
@@ -106,8 +135,8 @@ static void lay_out_tables(struct arena *a, struct host_stage *stage)
     stage->slot_token = TAKE(a, int32_t, o->slots, 1);
     stage->cosine = TAKE(a, float, o->context, m->head_dim / 2);
     stage->sine = TAKE(a, float, o->context, m->head_dim / 2);
-    stage->queue_size = 2 * o->lanes;
-    stage->queue = take(a, stage->queue_size, 1, sizeof *stage->queue);
+    stage->steps.size = 2 * o->lanes;
+    stage->steps.entries = take(a, stage->steps.size, 1, sizeof *stage->steps.entries);
 }
 
 int host_layout(struct host_stage *stage)
@@ -173,10 +202,10 @@ void host_layout_weights(const struct host_stage *stage,
     }
     if (stage->base.embeds)
         each(arg, m->embedding);
-    if (stage->base.samples) {
+    if (o->head_count) {
         each(arg, m->output_norm);
         if (!stage->base.embeds || m->output != m->embedding)
-            each(arg, m->output);
+            each(arg, &stage->head);
     }
 }
 
@@ -191,12 +220,16 @@ void host_stage_prepare(struct host_stage *stage, const struct host_device *devi
                 .table_entries =
                     (options->context + options->block_tokens - 1) / options->block_tokens,
                 .embeds = options->layer_first == 0,
-                .samples = options->layer_first + options->layer_count == model->n_layers &&
-                           options->head_count,
+                .samples = kernels_is_last(model, options) && options->head_count,
             },
         .table = device->table,
         .threads = device->threads,
+        .head = *model->output,
     };
+    stage->base.cut = stage->base.samples && options->n_head_parts;
+    stage->head.data += options->head_first * stage->head.row_bytes;
+    stage->head.bytes = options->head_count * stage->head.row_bytes;
+    stage->head.ne[1] = options->head_count;
     for (uint32_t i = 0; i < options->layer_count; i++) {
         if (model->layers[options->layer_first + i].sliding)
             stage->base.has_window = true;

@@ -279,5 +279,5 @@ const struct kernels_sample *host_sample(const struct kernels_stage *base, uint3
 
 const float *host_logits(const struct kernels_stage *base, uint32_t lane, uint32_t i)
 {
-    return lane_of(base, lane)->logits + (uint64_t)i * base->options.head_count;
+    return lane_of(base, lane)->logits + (uint64_t)i * base->model->vocabulary;
 }

@@ -6,6 +6,17 @@
 /* One step on the stream: the model's layers over all tokens of the step, then the head over the rows
  * that are sampled. */
 
+struct host_matrix host_head_matrix(const struct host_stage *stage)
+{
+    return (struct host_matrix){
+        .type = stage->head.type,
+        .rows = (uint32_t)stage->head.ne[1],
+        .columns = (uint32_t)stage->head.ne[0],
+        .data = stage->head.data,
+        .row_bytes = stage->head.row_bytes,
+    };
+}
+
 static struct host_matrix matrix_of(const struct gguf_linear *linear)
 {
     return (struct host_matrix){
@@ -188,13 +199,7 @@ static void run_head(struct host_stage *stage, struct host_lane *lane, const flo
     const struct kernels_stage_options *o = &stage->base.options;
     const struct host_context *c = &stage->context;
     const struct kernels_step *step = &lane->step;
-    const struct host_matrix head = {
-        .type = m->output->type,
-        .rows = o->head_count,
-        .columns = m->hidden,
-        .data = m->output->data + o->head_first * m->output->row_bytes,
-        .row_bytes = m->output->row_bytes,
-    };
+    const struct host_matrix head = host_head_matrix(stage);
     uint32_t h_stride = host_padded(m->hidden);
     uint32_t row = 0, token = 0, t = 0; /* token: of the row; t: of the step */
     for (uint32_t done = 0; done < step->n_samples;) {
@@ -231,6 +236,19 @@ static void run_head(struct host_stage *stage, struct host_lane *lane, const flo
     }
 }
 
+/* Where the head is cut the step ends with the rows that pass it. */
+static void pick_rows(const struct host_stage *stage, struct host_lane *lane, const float *x)
+{
+    const struct kernels_step *step = &lane->step;
+    uint64_t hidden = stage->base.model->hidden, t = 0;
+    float *to = lane->picked;
+    for (uint32_t i = 0; i < step->n_rows; t += step->rows[i++].count) {
+        uint64_t from = step->rows[i].sample_from, n = step->rows[i].count - from;
+        memcpy(to, x + (t + from) * hidden, n * hidden * sizeof *x);
+        to += n * hidden;
+    }
+}
+
 int host_step_run(struct host_stage *stage, struct host_lane *lane)
 {
     const struct gguf_model *m = stage->base.model;
@@ -246,8 +264,11 @@ int host_step_run(struct host_stage *stage, struct host_lane *lane)
     for (uint32_t layer = 0; layer < stage->base.options.layer_count; layer++) {
         run_attention(stage, step, layer, x);
         run_experts(stage, step->n_tokens, layer, x);
+        host_stream_jobs(stage);
     }
-    if (stage->base.samples)
+    if (stage->base.cut)
+        pick_rows(stage, lane, x);
+    else if (stage->base.samples)
         run_head(stage, lane, x);
     return 0;
 }

@@ -24,9 +24,54 @@ static void ring(struct host_stage *stage, struct host_lane *lane)
         stage->slot_token[lane->ring_slots[i]] = lane->sampled[i];
 }
 
-static bool is_empty(struct host_stage *stage)
+static bool has_work(const struct host_queue *queue)
 {
-    return atomic_load(&stage->queue_put) == atomic_load(&stage->queue_taken);
+    return atomic_load(&queue->put) != atomic_load(&queue->taken);
+}
+
+static bool is_empty(const struct host_stage *stage)
+{
+    return !has_work(&stage->steps) && !has_work(&stage->heads);
+}
+
+static void tell(const struct host_stage *stage)
+{
+    if (stage->base.options.notify)
+        stage->base.options.notify(stage->base.options.arg);
+}
+
+static void run_job(struct host_stage *stage)
+{
+    struct host_queue *queue = &stage->heads;
+    uint64_t at = atomic_load(&queue->taken);
+    struct host_job *job = &stage->jobs[queue->entries[at % queue->size].at];
+    if (queue->entries[at % queue->size].work == HOST_HEAD)
+        host_head_run(stage, job);
+    else
+        host_merge_run(stage, job);
+    atomic_store(&queue->taken, at + 1);
+    atomic_fetch_sub(&job->pending, 1);
+}
+
+void host_stream_jobs(struct host_stage *stage)
+{
+    while (has_work(&stage->heads)) {
+        run_job(stage);
+        tell(stage);
+    }
+}
+
+static void run_step(struct host_stage *stage)
+{
+    struct host_queue *queue = &stage->steps;
+    uint64_t at = atomic_load(&queue->taken);
+    struct host_lane *lane = &stage->lanes[queue->entries[at % queue->size].at];
+    if (queue->entries[at % queue->size].work == HOST_RING)
+        ring(stage, lane);
+    else if (host_step_run(stage, lane))
+        atomic_store(&lane->failed, true);
+    atomic_store(&queue->taken, at + 1);
+    atomic_fetch_sub(&lane->pending, 1);
 }
 
 /* Waits for work; false: the stage is being destroyed and the queue is empty. */
@@ -50,36 +95,43 @@ static void *stream_main(void *arg)
 {
     struct host_stage *stage = arg;
     while (wait_for_work(stage)) {
-        uint64_t at = atomic_load(&stage->queue_taken);
-        struct host_lane *lane = &stage->lanes[stage->queue[at % stage->queue_size].lane];
         uint64_t begin = host_clock_ns();
-        if (stage->queue[at % stage->queue_size].work == HOST_RING)
-            ring(stage, lane);
-        else if (host_step_run(stage, lane))
-            atomic_store(&lane->failed, true);
+        if (has_work(&stage->heads))
+            run_job(stage);
+        else
+            run_step(stage);
         atomic_fetch_add(&stage->busy_ns, host_clock_ns() - begin);
-        atomic_store(&stage->queue_taken, at + 1);
-        atomic_fetch_sub(&lane->pending, 1);
-        if (stage->base.options.notify)
-            stage->base.options.notify(stage->base.options.arg);
+        tell(stage);
     }
     return NULL;
 }
 
-void host_stream_put(struct host_stage *stage, uint32_t lane, enum host_work work)
+static void put(struct host_stage *stage, struct host_queue *queue, uint32_t index,
+                enum host_work work)
 {
-    uint64_t at = atomic_load(&stage->queue_put);
-    /* A lane has one step and one ring call under way at most: the door sees to it. */
-    assert(at - atomic_load(&stage->queue_taken) < stage->queue_size);
-    stage->queue[at % stage->queue_size].work = work;
-    stage->queue[at % stage->queue_size].lane = lane;
-    atomic_fetch_add(&stage->lanes[lane].pending, 1);
-    atomic_store(&stage->queue_put, at + 1);
+    uint64_t at = atomic_load(&queue->put);
+    /* A lane has one step and one ring call under way at most, a job one thing: the door sees to it. */
+    assert(at - atomic_load(&queue->taken) < queue->size);
+    queue->entries[at % queue->size].work = work;
+    queue->entries[at % queue->size].at = index;
+    atomic_store(&queue->put, at + 1);
     if (atomic_load(&stage->asleep)) {
         pthread_mutex_lock(&stage->mutex);
         pthread_cond_signal(&stage->wake);
         pthread_mutex_unlock(&stage->mutex);
     }
+}
+
+void host_stream_put(struct host_stage *stage, uint32_t lane, enum host_work work)
+{
+    atomic_fetch_add(&stage->lanes[lane].pending, 1);
+    put(stage, &stage->steps, lane, work);
+}
+
+void host_stream_put_job(struct host_stage *stage, uint32_t slot, enum host_work work)
+{
+    atomic_fetch_add(&stage->jobs[slot].pending, 1);
+    put(stage, &stage->heads, slot, work);
 }
 
 int host_stream_start(struct host_stage *stage, char *err, size_t err_size)
