@@ -39,6 +39,7 @@ static const char *const shared_variables[] = {
     "GPTOSS_DEVICE",
     "GPTOSS_DRAIN_TIMEOUT",
     "GPTOSS_INSECURE",
+    "GPTOSS_KV_TOKENS",
     "GPTOSS_KV_TYPE",
     "GPTOSS_LAUNCH",
     "GPTOSS_LAYERS",
