@@ -17,6 +17,7 @@ extern char **environ;
 #define NAME_MAX_BYTES 48 /* longer words are nobody's near miss */
 
 /* Variables of all programs: exported for one, they are no mistake in the others. */
+/* clang-format off */
 static const char *const shared_variables[] = {
     "GPTOSS_BENCH_DEPTH",
     "GPTOSS_BENCH_GEN",
@@ -67,6 +68,7 @@ static const char *const shared_variables[] = {
     "GPTOSS_WORKER",
     "GPTOSS_WORKERS_BIND",
 };
+/* clang-format on */
 
 /* ── near misses ───────────────────────────────────────────────────────────────────────────── */
 

@@ -28,7 +28,8 @@ struct plan_rank {
     const char *device_uuid;    /* ranks with one uuid share memory; NULL: its own */
     uint64_t memory_free_bytes; /* 0: unknown, never refused */
     double bandwidth;           /* bytes a second; 0: unknown, taken as equal */
-    double flops; /* operations a second in large products; 0: unknown, in proportion to bandwidth */
+    double
+        flops; /* operations a second in large products; 0: unknown, in proportion to bandwidth */
     bool
         weights_in_place; /* weights stay in the mapped file (cpu): they need no memory of their own */
 };
