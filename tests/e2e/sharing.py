@@ -2,6 +2,7 @@
 
     sharing.py                     every test
     sharing.py --runs 40 --seed 7  the random test alone, with so many random servers
+    sharing.py --device cuda       on another device than the default
 """
 import argparse
 import random
@@ -14,6 +15,10 @@ LAYERS = 24
 BLOCK = 16
 RUNS = 3  # random servers in the test suite
 SEED = 1
+
+
+def serve(ranks, *more):
+    return Server(ranks, "--device", given.device, *more)
 
 
 def answer(client, request):
@@ -56,12 +61,12 @@ def test_sixteen_clients_compute_a_shared_prompt_once():
     r = random.Random(5)
     shared = [r.randrange(4000) for _ in range(20 * BLOCK)]
     wanted = [(shared + [i] + [r.randrange(4000) for _ in range(r.randrange(30))], 12, i, 0.8) for i in range(16)]
-    with Server(1, "--no-prefix-cache") as server:
+    with serve(1, "--no-prefix-cache") as server:
         expected = alone(server, wanted)
         status = server.status()
         assert status.prefix_hit_tokens == 0 and status.kv_full_blocks_cached == 0, status
     got, cached = [None] * len(wanted), []
-    with Server(3) as server:
+    with serve(3) as server:
         def job(i):
             def work(client):
                 got[i], finished = answer(client, wanted[i])
@@ -79,7 +84,7 @@ def test_sixteen_clients_compute_a_shared_prompt_once():
 
 def test_a_conversation_is_not_computed_again():
     r = random.Random(6)
-    with Server(1, "--no-prefix-cache") as plain, Server(2) as server, Client(server) as client:
+    with serve(1, "--no-prefix-cache") as plain, serve(2) as server, Client(server) as client:
         ids = []
         for turn in range(4):
             before = len(ids)
@@ -126,7 +131,7 @@ def random_server(seed, cases, expected):
     ranks, options = random_options(r)
     wanted = r.sample(cases, r.randint(4, len(cases))) + r.choices(cases, k=4)
     print(f"seed {seed}: {' '.join(map(str, options))}, {len(wanted)} cases", flush=True)
-    with Server(ranks, *options) as server:
+    with serve(ranks, *options) as server:
         def job(case):
             def work(client):
                 request = (case["prompt"], len(case["greedy"]), 0, 0.0)
@@ -143,7 +148,7 @@ def random_server(seed, cases, expected):
 
 def test_golden_cases_have_the_same_bits_for_every_plan_and_load():
     cases = [case for case in golden() if runs > RUNS or len(case["greedy"]) < 100]
-    with Server(1, "--no-prefix-cache") as server:
+    with serve(1, "--no-prefix-cache") as server:
         wanted = [(case["prompt"], len(case["greedy"]), 0, 0.0) for case in cases]
         expected = dict(zip((case["name"] for case in cases), alone(server, wanted)))
     for case in cases:  # golden.py compares what is said more closely
@@ -156,6 +161,7 @@ def test_golden_cases_have_the_same_bits_for_every_plan_and_load():
 options = argparse.ArgumentParser()
 options.add_argument("--runs", type=int)
 options.add_argument("--seed", type=int, default=SEED)
+options.add_argument("--device", default="auto")
 given, rest = options.parse_known_args()
 runs, first = given.runs or RUNS, given.seed
 sys.argv[1:] = rest
