@@ -148,9 +148,9 @@ char *coordinator_costs(const struct coordinator *c)
         const struct cost_stage *stage = &c->costs[s];
         text_print(&t,
                    "%s\n  {\"stage\": %u, \"layers\": %u, \"head\": %u, \"steps\": %.0f, "
-                   "\"error\": %.4f",
+                   "\"error\": %.4f, \"bias\": %.4f",
                    s ? "," : "", s, plan->stages[s].layer_count, plan->stages[s].head_count,
-                   stage->observed, stage->error);
+                   stage->observed, stage->error, cost_bias(stage));
         print_terms(&t, "seconds", stage->unit);
         print_terms(&t, "factors", stage->factor);
         print_curve(&t, "curve", stage->curve[0]);
