@@ -27,8 +27,11 @@ static int read_stage(const json_t *from, struct cost_stage *stage)
     const json_t *factors = json_object_get(from, "factors");
     if (!json_is_object(factors))
         return -1;
+    /* Steps that something held up are part of a run. */
+    double bias = number(from, "bias", 1);
+    bias = bias > 0.5 && bias < 2 ? bias : 1;
     for (int i = 0; i < COST_TERMS; i++) {
-        double factor = number(factors, cost_term_name((enum cost_term)i), 1);
+        double factor = bias * number(factors, cost_term_name((enum cost_term)i), 1);
         stage->factor[i] = factor > 0 && factor < 1e6 ? factor : 1;
         stage->unit[i] =
             number(json_object_get(from, "seconds"), cost_term_name((enum cost_term)i), 0);

@@ -193,6 +193,7 @@ struct coordinator {
 
     struct cost_stage *costs; /* [n_costs] of each stage; outlives the world */
     uint32_t n_costs;
+    bool costs_told;             /* the stages tell what their steps took */
     struct cost_past *cost_past; /* costs.c: the steps that stages may still tell of */
     double decode_seconds;       /* what the last step's decode rows take */
 

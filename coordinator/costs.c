@@ -21,7 +21,6 @@ struct cost_past {
         struct cost_work work;
     } steps[PAST];      /* step n at n % PAST */
     uint64_t result_us; /* when the last result came */
-    bool told;          /* the stages tell of their steps */
     struct cost_last {
         uint64_t number, finished_us;
     } * last; /* [n_costs] that the stage told of */
@@ -47,6 +46,7 @@ void costs_create(struct coordinator *c)
     c->n_costs = n;
     c->cost_past = base_alloc(1, sizeof *c->cost_past);
     c->cost_past->last = base_alloc(n, sizeof *c->cost_past->last);
+    c->costs_told = false;
     c->decode_seconds = 0;
 }
 
@@ -76,7 +76,7 @@ void costs_result(struct coordinator *c, const struct step *step, uint64_t now)
     c->cost_past->result_us = now;
     uint64_t since = step->issued_us > last ? step->issued_us : last;
     bool full = n == 1 || (step->issued_us <= last && c->next_step - step->number >= n);
-    if (c->cost_past->told || !full || now <= since)
+    if (c->costs_told || !full || now <= since)
         return;
     double seconds = (double)(now - since) * 1e-6;
     double slowest = cost_slowest(c->costs, n, &step->work);
@@ -92,7 +92,7 @@ void costs_told(struct coordinator *c, uint32_t stage, const struct coordinator_
     struct cost_past *past = c->cost_past;
     if (!past || stage >= c->n_costs)
         return;
-    past->told = true;
+    c->costs_told = true;
     struct cost_last *last = &past->last[stage];
     uint64_t from = step->started_us;
     if (last->number + 1 == step->step && last->finished_us > from)
@@ -148,9 +148,9 @@ char *coordinator_costs(const struct coordinator *c)
         const struct cost_stage *stage = &c->costs[s];
         text_print(&t,
                    "%s\n  {\"stage\": %u, \"layers\": %u, \"head\": %u, \"steps\": %.0f, "
-                   "\"error\": %.4f",
+                   "\"error\": %.4f, \"bias\": %.4f",
                    s ? "," : "", s, plan->stages[s].layer_count, plan->stages[s].head_count,
-                   stage->observed, stage->error);
+                   stage->observed, stage->error, cost_bias(stage));
         print_terms(&t, "seconds", stage->unit);
         print_terms(&t, "factors", stage->factor);
         print_curve(&t, "curve", stage->curve[0]);

@@ -123,10 +123,10 @@ static double pipeline_target(const struct coordinator *c)
         return INFINITY;
     double tokens = 0, depth = 0;
     for (uint32_t i = 0; i < c->n_running; i++) {
-        const struct request *r = c->running[i];
-        double left = decodes(r) ? 0 : (double)(r->tokens.count - r->issued);
-        tokens += left;
-        depth += left * ((double)r->issued + left / 2);
+        /* All of a prompt, what is under way too: its chunks shall be alike. */
+        double count = decodes(c->running[i]) ? 0 : (double)c->running[i]->tokens.count;
+        tokens += count;
+        depth += count * count / 2;
     }
     depth = tokens > 0 ? depth / tokens : 0;
     double best = INFINITY, target = INFINITY;
@@ -161,14 +161,14 @@ static uint32_t chunk(const struct coordinator *c, const struct cost_work *work,
     if (with_chunk(c, work, r, most) <= target)
         return most;
     uint32_t low = 0, high = most; /* low fits, high does not */
-    while (high - low > (low > CHUNK_ROUND ? low / CHUNK_ROUND : 1)) {
+    while (high - low > 1) {
         uint32_t middle = low + (high - low) / 2;
         if (with_chunk(c, work, r, middle) <= target)
             low = middle;
         else
             high = middle;
     }
-    return low >= 2 * CHUNK_ROUND ? low / CHUNK_ROUND * CHUNK_ROUND : low;
+    return low >= 8 * CHUNK_ROUND ? low / CHUNK_ROUND * CHUNK_ROUND : low;
 }
 
 static void add_prompt_rows(struct coordinator *c, struct step *step, double target)

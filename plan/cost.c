@@ -16,13 +16,15 @@
 #define GPU_ROW_SECONDS    1e-6 /* of a row in one layer, and of drawing one sample */
 #define CPU_ROW_SECONDS    2e-6
 
-#define FACTOR_MIN 0.02
-#define FACTOR_MAX 100.0
-#define PRIOR      0.02  /* steps that factors of 1 count as */
-#define MEMORY     0.998 /* of the steps before of a kind, with each new one */
-#define CURVE_MIN  0.5
-#define CURVE_MAX  2.0
-#define CURVE_SEEN 4.0 /* steps from which on a point of the curve counts for half */
+#define FACTOR_MIN  0.02
+#define FACTOR_MAX  100.0
+#define PRIOR       0.02  /* steps that factors of 1 count as */
+#define MEMORY      0.998 /* of the steps before of a kind, with each new one */
+#define LONG_MEMORY 0.9995
+#define HELD_UP     8.0 /* times its seconds that a step counts at most */
+#define CURVE_MIN   0.5
+#define CURVE_MAX   2.0
+#define CURVE_SEEN  4.0 /* steps from which on a point of the curve counts for half */
 
 static double least(double a, double b)
 {
@@ -264,9 +266,17 @@ void cost_observe(struct cost_stage *stage, const struct cost_work *work, double
     solve(stage);
     double ratio = seconds / sum_of(stage, x);
     bend(stage, work, fmin(fmax(ratio, CURVE_MIN), CURVE_MAX));
+    stage->measured = stage->measured * LONG_MEMORY + fmin(seconds, HELD_UP * predicted);
+    stage->predicted = stage->predicted * LONG_MEMORY + cost_seconds(stage, work);
     stage->observed = stage->observed * MEMORY + 1;
     double weight = fmax(1 / stage->observed, 0.02);
     stage->error += weight * (fabs(seconds - predicted) / predicted - stage->error);
+}
+
+double cost_bias(const struct cost_stage *stage)
+{
+    double bias = stage->predicted > 0 ? stage->measured / stage->predicted : 1;
+    return fmin(fmax(bias, CURVE_MIN), CURVE_MAX);
 }
 
 const char *cost_term_name(enum cost_term term)

@@ -58,6 +58,9 @@ struct cost_stage {
     double weight[2][COST_CURVE];
     double observed; /* steps, old ones forgotten */
     double error;    /* mean |measured − predicted| / predicted of late */
+    /* Seconds of the steps, by the clock and by the fit: steps that something held up weigh little in
+     * the fit, but a run takes their time too. */
+    double measured, predicted;
 };
 
 /* A row: tokens at position … position + count − 1 of a sequence, of which `samples` are sampled. */
@@ -73,6 +76,9 @@ double cost_slowest(const struct cost_stage *stages, uint32_t n, const struct co
 /* What one row adds to a step that is there anyway: for comparing rows. */
 double cost_of_row(const struct cost_stage *stage, const struct cost_work *row);
 void cost_observe(struct cost_stage *stage, const struct cost_work *work, double seconds);
+
+/* What steps took on the whole, over what cost_seconds() says of them; 1 where none were seen. */
+double cost_bias(const struct cost_stage *stage);
 
 const char *cost_term_name(enum cost_term term);
 

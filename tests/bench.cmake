@@ -1,5 +1,6 @@
 gptoss_test(bench gptoss_bench)
 gptoss_test(bench_steps gptoss_bench)
+gptoss_test(simulate gptoss_bench gptoss_coordinator m)
 
 # A short measurement with the real processes: its output is read, its tokens are compared.
 if(TARGET gptoss-bench AND TARGET gptoss-worker AND TARGET gptoss-coordinator)

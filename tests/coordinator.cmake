@@ -4,6 +4,8 @@ gptoss_test(prefix gptoss_coordinator)
 target_sources(test_prefix PRIVATE world.c)
 gptoss_test(times gptoss_coordinator)
 target_sources(test_times PRIVATE world.c)
+gptoss_test(sched gptoss_coordinator m)
+target_sources(test_sched PRIVATE world.c)
 gptoss_test(wire gptoss_coordinator)
 
 # The coordinator's own time a step, to be run by hand; the test only holds that it runs.
