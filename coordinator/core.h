@@ -8,9 +8,11 @@
 #include "coordinator/blocks.h"
 #include "coordinator/coordinator.h"
 #include "coordinator/harmony.h"
+#include "coordinator/metrics.h"
 #include "coordinator/prefix.h"
 #include "coordinator/times.h"
 #include "coordinator/tokenizer.h"
+#include "coordinator/trace.h"
 #include "coordinator/wire.h"
 #include "proto/proto.h"
 
@@ -90,7 +92,7 @@ struct request {
     uint32_t cached;         /* tokens that were in the cache when it was first admitted */
 
     /* Times, µs. */
-    uint64_t accepted_us, first_step_us, first_token_us, last_sent_us;
+    uint64_t accepted_us, first_step_us, first_token_us, last_token_us, last_sent_us;
 
     /* For Resume: packed ServerMessages, one a token, and the last. Only where it lingers. */
     struct text *outputs;
@@ -190,6 +192,8 @@ struct coordinator {
 
     times_tell times_tell; /* told of each step on each stage; NULL: nobody */
     void *times_tell_arg;
+    struct metrics *metrics; /* metrics.c; always there */
+    struct traces *traces;   /* trace.c; NULL: nobody traces */
 
     struct cost_stage *costs; /* [n_costs] of each stage; outlives the world */
     uint32_t n_costs;

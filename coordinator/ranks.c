@@ -80,6 +80,7 @@ void ranks_lose(struct coordinator *c, uint64_t now, const char *format, ...)
              running ? "; running requests wait for the next ones" : "");
     if (c->world.state == WORLD_SERVING)
         requests_mourn(c, now);
+    metrics_lost(c, requests_count(c, REQUEST_RUNNING));
     ranks_shutdown(c, text);
     core_event(c, COORDINATOR_LOST, EXIT_FAILED, text);
 }
