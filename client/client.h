@@ -72,7 +72,8 @@ struct options {
  * whether the standard input is one. As cli_parse: 0 go on, 1 help was printed, -1 wrong use was told. */
 int options_read(struct options *o, int argc, char **argv, bool terminal);
 void options_free(struct options *o);
-/* Whether the first word names a command of its own; then it is read by commands_read, as above. */
+/* Whether the first word, but for --connect and --timeout, names a command of its own; then it is read by
+ * commands_read, as above. */
 bool commands_known(int argc, char **argv);
 int commands_read(struct options *o, int argc, char **argv);
 

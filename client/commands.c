@@ -43,22 +43,38 @@ static const struct command commands[] = {
      "result, and the KV blocks in use. Ctrl-C ends the trace early and keeps what there is.\n"},
 };
 
-static const struct command *find(int argc, char **argv)
+/* The command, and at *where its word: what every command has may stand before it. */
+static const struct command *find(int argc, char **argv, int *where)
 {
-    for (size_t i = 0; argc > 1 && i < sizeof commands / sizeof *commands; i++)
-        if (strcmp(argv[1], commands[i].name) == 0)
-            return &commands[i];
+    int i = 1;
+    for (; i < argc; i++) {
+        const char *word = argv[i];
+        if (strcmp(word, "--connect") == 0 || strcmp(word, "-c") == 0 ||
+            strcmp(word, "--timeout") == 0)
+            i++; /* its value */
+        else if (strncmp(word, "--connect=", 10) != 0 && strncmp(word, "--timeout=", 10) != 0)
+            break;
+    }
+    *where = i;
+    for (size_t k = 0; i < argc && k < sizeof commands / sizeof *commands; k++)
+        if (strcmp(argv[i], commands[k].name) == 0)
+            return &commands[k];
     return NULL;
 }
 
 bool commands_known(int argc, char **argv)
 {
-    return find(argc, argv) != NULL;
+    int where;
+    return find(argc, argv, &where) != NULL;
 }
 
 int commands_read(struct options *o, int argc, char **argv)
 {
-    const struct command *command = find(argc, argv);
+    int where;
+    const struct command *command = find(argc, argv, &where);
+    memmove(argv + where, argv + where + 1,
+            (size_t)(argc - where) * sizeof *argv); /* with the NULL */
+    argc--;
     o->task = command->task;
     o->endpoint = CLIENT_ENDPOINT;
     o->timeout_seconds = 5;
@@ -120,7 +136,7 @@ int commands_read(struct options *o, int argc, char **argv)
     };
     char **words;
     int n_words;
-    int parsed = cli_parse(&cli, argc - 1, argv + 1, &words, &n_words);
+    int parsed = cli_parse(&cli, argc, argv, &words, &n_words);
     if (parsed != 0)
         return parsed;
     if (n_words > 0) {

@@ -73,6 +73,8 @@ static void print_stages(FILE *out, const Gptoss__Status *s)
         text_bytes(cells[7], g->memory_free_bytes);
         if (s->window_seconds > 0)
             snprintf(cells[8], 32, "%.1f %%", 100 * g->busy_share);
+        else if (g->up_seconds > 0)
+            snprintf(cells[8], 32, "%.1f %%", 100 * g->busy_seconds / g->up_seconds);
         else
             snprintf(cells[8], 32, "-");
         snprintf(cells[9], 32, "%u", g->queue);
