@@ -266,7 +266,8 @@ int top_run(struct session *s, const struct options *o, char *err, size_t err_si
 
 /* ── trace ─────────────────────────────────────────────────────────────────────────────────── */
 
-#define TRACE_ENTRIES_MAX ((size_t)1 << 23) /* steps × stages held; 20 bytes each */
+#define TRACE_ENTRIES_MAX ((size_t)1 << 23) /* steps × stages held */
+#define TRACE_NUMBERS     7
 
 struct trace_stage {
     char *host, *device;
@@ -283,7 +284,7 @@ struct trace {
     struct trace_stage *stages; /* [n_stages] */
     size_t n_stages;
     struct trace_step *steps; /* [n_steps] */
-    int32_t *at;              /* [n_steps, n_stages, 5] as in TraceStep */
+    int32_t *at;              /* [n_steps, n_stages, TRACE_NUMBERS] as in TraceStep */
     size_t n_steps, steps_capacity, at_capacity;
     bool over, full; /* full: later steps were left out */
     struct text why; /* it ended early; or empty */

@@ -47,7 +47,7 @@ int trace_take(struct trace *t, const Gptoss__TracePart *part, char *err, size_t
     for (size_t i = 0; i < part->n_steps; i++) {
         const Gptoss__TraceStep *s = part->steps[i];
         const struct trace_step *before = t->n_steps ? &t->steps[t->n_steps - 1] : NULL;
-        if (s->n_at != 5 * t->n_stages || (before && s->step <= before->step) ||
+        if (s->n_at != TRACE_NUMBERS * t->n_stages || (before && s->step <= before->step) ||
             s->issued_us > INT64_MAX || (before && s->issued_us < t->steps[0].issued_us)) {
             snprintf(err, err_size, "step %llu of the trace contradicts what came before",
                      (unsigned long long)s->step);

@@ -3,6 +3,7 @@
  * the coordinator, process s + 1 stage s. On one thread slices never overlap: they are cut where clocks,
  * or the moment at which a host notices its device's end, say otherwise.
  */
+#include <stdlib.h>
 #include <string.h>
 
 #include "client/client.h"
@@ -19,18 +20,20 @@ struct writer {
 /* When a step was on a stage, µs from zero. */
 struct moment {
     bool known;
-    int64_t received, started, finished, sent, busy;
+    int64_t received, started, finished, sent, busy, head_finished, head_busy;
 };
 
 static struct moment moment(const struct writer *w, size_t step, size_t stage)
 {
-    const int32_t *at = w->t->at + (step * w->t->n_stages + stage) * 5;
+    const int32_t *at = w->t->at + (step * w->t->n_stages + stage) * TRACE_NUMBERS;
     struct moment m = {.known = !(at[1] < 0 || at[2] < 0 || at[3] < 0 || at[4] < 0)};
     m.received = (int64_t)(w->t->steps[step].issued_us - w->zero_us) + at[0];
     m.started = m.received + at[1];
     m.finished = m.started + at[2];
     m.sent = m.finished + at[3];
-    m.busy = at[4];
+    m.busy = at[4] > 0 ? at[4] : 0;
+    m.head_finished = m.finished + (at[5] > 0 ? at[5] : 0);
+    m.head_busy = at[6] > 0 ? at[6] : 0;
     return m;
 }
 
@@ -94,39 +97,70 @@ static void flow(struct writer *w, char phase, size_t step, size_t from_stage, s
             (long long)at);
 }
 
+/* Work of the device: a step's layers, or the stage's part of the head for it. */
+struct work {
+    int64_t end, busy, known; /* known: since when the stage could have begun, but for its inputs */
+    size_t step;
+    bool head;
+};
+
+static int by_end(const void *a, const void *b)
+{
+    const struct work *x = a, *y = b;
+    if (x->end != y->end)
+        return x->end < y->end ? -1 : 1;
+    return x->step < y->step ? -1 : x->step > y->step;
+}
+
+static void write_work(struct writer *w, size_t stage, const struct work *work, int64_t *free_at)
+{
+    const struct trace_step *s = &w->t->steps[work->step];
+    int64_t begin = work->end - work->busy;
+    begin = begin > *free_at ? begin : *free_at;
+    begin = begin < work->end ? begin : work->end;
+    int64_t idle = work->known > *free_at ? work->known : *free_at;
+    if (!work->head && begin > idle) {
+        slice(w, stage, DEVICE, "wait for inputs", idle, begin);
+        fprintf(w->out, "\"args\":{\"step\":%llu}}", (unsigned long long)s->step);
+    }
+    slice(w, stage, DEVICE, work->head ? "head" : kind(s), begin, work->end);
+    arguments(w, s);
+    *free_at = work->end;
+    /* Arrows begin and end inside of slices, not on their edges; both ends, or none. */
+    if (work->head)
+        return;
+    if (stage + 1 < w->t->n_stages && moment(w, work->step, stage + 1).known)
+        flow(w, 's', work->step, stage, stage, work->end > begin ? work->end - 1 : work->end);
+    if (stage > 0 && moment(w, work->step, stage - 1).known)
+        flow(w, 'f', work->step, stage - 1, stage, begin);
+}
+
 static void write_stage(struct writer *w, size_t stage)
 {
-    int64_t device_free = INT64_MIN, outputs_free = INT64_MIN;
+    struct work *work = base_alloc(2 * w->t->n_steps + 1, sizeof *work);
+    size_t n = 0;
+    int64_t free_at = INT64_MIN;
     for (size_t i = 0; i < w->t->n_steps; i++) {
-        const struct trace_step *s = &w->t->steps[i];
         struct moment m = moment(w, i, stage);
         if (!m.known)
             continue;
-        int64_t begin = m.finished - m.busy;
-        begin = begin > device_free ? begin : device_free;
-        begin = begin < m.finished ? begin : m.finished;
-        int64_t idle = m.received > device_free ? m.received : device_free;
-        if (begin > idle) {
-            slice(w, stage, DEVICE, "wait for inputs", idle, begin);
-            fprintf(w->out, "\"args\":{\"step\":%llu}}", (unsigned long long)s->step);
-        }
-        slice(w, stage, DEVICE, kind(s), begin, m.finished);
-        arguments(w, s);
-        device_free = m.finished > device_free ? m.finished : device_free;
-
-        int64_t left = m.finished > outputs_free ? m.finished : outputs_free;
-        slice(w, stage, OUTPUTS, "send", left, m.sent > left ? m.sent : left);
-        fprintf(w->out, "\"args\":{\"step\":%llu}}", (unsigned long long)s->step);
-        outputs_free = m.sent > left ? m.sent : left;
-
-        /* Arrows begin and end inside of slices, not on their edges. */
-        if (stage + 1 < w->t->n_stages && moment(w, i, stage + 1).known && begin < m.finished)
-            flow(w, 's', i, stage, stage, m.finished - 1);
-        if (stage > 0 && begin < m.finished) {
-            struct moment before = moment(w, i, stage - 1);
-            if (before.known && before.busy > 0)
-                flow(w, 'f', i, stage - 1, stage, begin);
-        }
+        work[n++] = (struct work){m.finished, m.busy, m.received, i, false};
+        if (m.head_busy)
+            work[n++] = (struct work){m.head_finished, m.head_busy, m.received, i, true};
+    }
+    qsort(work, n, sizeof *work, by_end);
+    for (size_t i = 0; i < n; i++)
+        write_work(w, stage, &work[i], &free_at);
+    free(work);
+    free_at = INT64_MIN;
+    for (size_t i = 0; i < w->t->n_steps; i++) {
+        struct moment m = moment(w, i, stage);
+        if (!m.known)
+            continue;
+        int64_t from = m.finished > free_at ? m.finished : free_at;
+        free_at = m.sent > from ? m.sent : from;
+        slice(w, stage, OUTPUTS, "send", from, free_at);
+        fprintf(w->out, "\"args\":{\"step\":%llu}}", (unsigned long long)w->t->steps[i].step);
     }
 }
 

@@ -145,6 +145,9 @@ struct coordinator_stage_step {
     uint64_t finished_us; /* the device was done */
     uint64_t sent_us;     /* its outputs had left */
     uint32_t busy_us;     /* the device worked on it; time in the device's queue is not in it */
+    /* Where the head is cut, the stage's part of it: done later, when the last stage has asked. */
+    uint32_t head_us;
+    uint64_t head_finished_us;
 };
 
 struct coordinator_occupancy {

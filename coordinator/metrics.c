@@ -225,13 +225,19 @@ static void write_pools(const struct coordinator *c, struct text *t,
     double full = share(used[0], all[0]), window = share(used[1], all[1]);
     gauge(t, "kv_cache_usage_perc", "The fuller KV pool's blocks in use, 0 to 1.",
           full > window ? full : window);
-    for (int what = 0; what < 2; what++) {
-        const char *name = what ? "kv_blocks_used" : "kv_blocks";
-        exposition_head(t, name, "gauge", what ? "KV blocks in use." : "KV blocks of a pool.");
+    const uint32_t cached[2] = {counts->full_blocks_cached, counts->window_blocks_cached};
+    static const struct {
+        const char *name, *help;
+    } families[] = {{"kv_blocks", "KV blocks of a pool."},
+                    {"kv_blocks_used", "KV blocks in use."},
+                    {"kv_blocks_cached", "KV blocks kept for prompts that begin alike."}};
+    for (int what = 0; what < 3; what++) {
+        const char *name = families[what].name;
+        exposition_head(t, name, "gauge", families[what].help);
         for (int pool = 0; pool < 2; pool++) {
             struct text labels = {0};
             exposition_label(&labels, "pool", pool ? "window" : "full");
-            exposition_count(t, name, &labels, what ? used[pool] : all[pool]);
+            exposition_count(t, name, &labels, (what == 0 ? all : what == 1 ? used : cached)[pool]);
             text_free(&labels);
         }
     }
@@ -317,6 +323,12 @@ static void write_all(const struct coordinator *c, struct text *t, uint64_t now)
     counter(t, "steps_total", "Steps issued.", counts.steps);
     counter(t, "num_preemptions_total", "Requests whose KV blocks were taken by older ones.",
             counts.preemptions);
+    counter(t, "prefix_cache_queries_total", "Tokens of prompts, looked up in the KV cache.",
+            counts.prompt_tokens);
+    counter(t, "prefix_cache_hits_total", "Tokens found in the KV cache instead of computed.",
+            counts.cached_tokens);
+    counter(t, "kv_blocks_evicted_total", "Cached KV blocks whose room was needed.",
+            counts.blocks_evicted);
     counter(t, "prompt_tokens_total", "Tokens of accepted prompts.", counts.prompt_tokens);
     counter(t, "generation_tokens_total", "Tokens sampled.", counts.sampled_tokens);
     counters(t, "request_success_total", "Requests that ended, by how.", "finished_reason", reasons,

@@ -12,6 +12,14 @@ static uint64_t begun(const struct coordinator_stage_step *s)
     return s->finished_us > s->busy_us ? s->finished_us - s->busy_us : 0;
 }
 
+/* How much of begin … end is within from … to. */
+static uint64_t overlap(uint64_t begin, uint64_t end, uint64_t from, uint64_t to)
+{
+    begin = begin > from ? begin : from;
+    end = end < to ? end : to;
+    return end > begin ? end - begin : 0;
+}
+
 static const struct coordinator_stage_step *at(const struct coordinator_stage_step *ring,
                                                size_t kept, uint64_t step)
 {
@@ -67,11 +75,13 @@ void coordinator_occupancy(struct coordinator_occupancy *out,
             const struct coordinator_stage_step *this = at(stages[s], kept, step);
             if (!this)
                 continue; /* never told */
-            uint64_t begin = begun(this) > from_us ? begun(this) : from_us;
-            uint64_t end = this->finished_us < to_us ? this->finished_us : to_us;
-            if (this->finished_us <= from_us)
+            if (this->finished_us <= from_us && this->head_finished_us <= from_us)
                 break;
-            worked += end > begin ? end - begin : 0;
+            worked += overlap(begun(this), this->finished_us, from_us, to_us) +
+                      overlap(this->head_finished_us - this->head_us, this->head_finished_us,
+                              from_us, to_us);
+            if (this->finished_us <= from_us)
+                continue;
             if (this->finished_us > to_us)
                 continue;
             out->steps += s == 0;

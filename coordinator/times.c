@@ -158,6 +158,7 @@ void times_receive(struct coordinator *c, uint32_t stage, const Gptoss__StepTime
         return;
     size_t n = m->n_received;
     if (m->n_started != n || m->n_finished != n || m->n_sent != n || m->n_busy != n ||
+        (m->n_head_finished && m->n_head_finished != n) || m->n_head_busy != m->n_head_finished ||
         m->first_step <= t->last[stage] || n == 0 || m->first_step > t->last_issued ||
         n > t->last_issued - m->first_step + 1) {
         core_log(c, LOG_DEBUG, "rank %u told times of steps that it cannot have done", stage);
@@ -175,6 +176,8 @@ void times_receive(struct coordinator *c, uint32_t stage, const Gptoss__StepTime
         s->finished_us = s->started_us + m->finished[i];
         s->sent_us = s->finished_us + m->sent[i];
         s->busy_us = m->busy[i];
+        s->head_us = m->n_head_busy ? m->head_busy[i] : 0;
+        s->head_finished_us = s->finished_us + (m->n_head_busy ? m->head_finished[i] : 0);
         const struct coordinator_stage_step *before = times_stage_step(c, stage, number - 1);
         uint64_t free_us =
             before && before->finished_us > s->received_us ? before->finished_us : s->received_us;

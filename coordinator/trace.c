@@ -4,8 +4,9 @@
 
 #include "coordinator/core.h"
 
-#define GRACE_US   CORE_SECOND /* for what the ranks tell after the end */
-#define TICK_PARTS 2           /* of one client in one tick: steps must not wait for them */
+#define GRACE_US      CORE_SECOND /* for what the ranks tell after the end */
+#define STAGE_NUMBERS 7           /* of TraceStep.at */
+#define TICK_PARTS    2           /* of one client in one tick: steps must not wait for them */
 
 struct trace {
     struct core_peer peer;   /* size 0: free */
@@ -92,11 +93,11 @@ static void fill_step(const struct coordinator *c, const struct times_work *w, i
     out->kv_full_blocks_used = w->full_used;
     out->kv_window_blocks_used = w->window_used;
     out->at = at;
-    out->n_at = (size_t)5 * c->world.size;
-    for (uint32_t i = 0; i < c->world.size; i++, at += 5) {
+    out->n_at = (size_t)STAGE_NUMBERS * c->world.size;
+    for (uint32_t i = 0; i < c->world.size; i++, at += STAGE_NUMBERS) {
         const struct coordinator_stage_step *s = times_stage_step(c, i, w->step);
         if (!s) {
-            for (int k = 0; k < 5; k++)
+            for (int k = 0; k < STAGE_NUMBERS; k++)
                 at[k] = -1;
             continue;
         }
@@ -106,6 +107,8 @@ static void fill_step(const struct coordinator *c, const struct times_work *w, i
         at[2] = (int32_t)after(s->started_us, s->finished_us);
         at[3] = (int32_t)after(s->finished_us, s->sent_us);
         at[4] = (int32_t)(s->busy_us < INT32_MAX ? s->busy_us : INT32_MAX);
+        at[5] = (int32_t)after(s->finished_us, s->head_finished_us);
+        at[6] = (int32_t)(s->head_us < INT32_MAX ? s->head_us : INT32_MAX);
     }
 }
 
@@ -155,13 +158,13 @@ static void send_steps(struct coordinator *c, struct trace *t, uint64_t to, uint
     n = n > most ? (most ? most : 1) : n;
     Gptoss__TracePart part = GPTOSS__TRACE_PART__INIT;
     Gptoss__TraceStep *steps = base_alloc(n, sizeof *steps);
-    int32_t *at = base_alloc(n * 5 * c->world.size, sizeof *at);
+    int32_t *at = base_alloc(n * STAGE_NUMBERS * c->world.size, sizeof *at);
     part.steps = base_alloc(n, sizeof *part.steps);
     for (uint64_t i = 0; i < n; i++) {
         const struct times_work *w = times_work(c, t->next + i);
         if (!w)
             continue; /* forgotten since: the client asked for more than the rings hold */
-        fill_step(c, w, at + 5 * c->world.size * part.n_steps, &steps[part.n_steps]);
+        fill_step(c, w, at + STAGE_NUMBERS * c->world.size * part.n_steps, &steps[part.n_steps]);
         part.steps[part.n_steps] = &steps[part.n_steps];
         part.n_steps++;
     }

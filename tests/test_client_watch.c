@@ -182,7 +182,7 @@ static void fill(struct trace *t, uint64_t first, uint64_t n, char *err, size_t 
     Gptoss__TracePart part = GPTOSS__TRACE_PART__INIT;
     static Gptoss__TraceStep steps[STEPS];
     Gptoss__TraceStep *list[STEPS];
-    static int32_t at[STEPS][5 * STAGES];
+    static int32_t at[STEPS][TRACE_NUMBERS * STAGES];
     for (uint64_t i = 0; i < n; i++) {
         gptoss__trace_step__init(&steps[i]);
         steps[i].step = first + i;
@@ -192,16 +192,17 @@ static void fill(struct trace *t, uint64_t first, uint64_t n, char *err, size_t 
         steps[i].decode_rows = (uint32_t)(i % 3);
         steps[i].prompt_tokens = (uint32_t)(i % 2);
         steps[i].at = at[i];
-        steps[i].n_at = 5 * STAGES;
+        steps[i].n_at = TRACE_NUMBERS * STAGES;
         for (int32_t s = 0; s < STAGES; s++) {
-            const int32_t when[5] = {20 + 1000 * s, 30, 930, 40, 900};
-            memcpy(at[i] + 5 * s, when, sizeof when);
+            /* The head's part is in the middle of the next step's wait. */
+            const int32_t when[TRACE_NUMBERS] = {20 + 1000 * s, 30, 930, 40, 900, 60, 50};
+            memcpy(at[i] + TRACE_NUMBERS * s, when, sizeof when);
         }
         list[i] = &steps[i];
     }
     if (first == 5) /* stage 1 said nothing of it */
-        for (int k = 0; k < 5; k++)
-            at[0][5 + k] = -1;
+        for (int k = 0; k < TRACE_NUMBERS; k++)
+            at[0][TRACE_NUMBERS + k] = -1;
     if (first == 9) /* noticed late: its work reaches into the step before */
         at[0][4] = 1400;
     part.n_steps = n;
@@ -263,7 +264,7 @@ static void every_step_is_on_every_stage_once_and_slices_do_not_overlap(void **s
     char err[256];
     static int work[STAGES + 1][STEPS + 1];
     int64_t ends[STAGES + 1][3];
-    int flows = 0, begins = 0, opened = 0, closed = 0;
+    int heads = 0, flows = 0, begins = 0, opened = 0, closed = 0;
     memset(work, 0, sizeof work);
     memset(ends, 0x80, sizeof ends);
     begin(&t);
@@ -291,13 +292,16 @@ static void every_step_is_on_every_stage_once_and_slices_do_not_overlap(void **s
         ends[pid][tid] = from + length;
         int64_t step = integer(json_object_get(event, "args"), "step");
         assert_in_range(step, 1, STEPS);
-        if (tid == 1 && strcmp(word(event, "name"), "wait for inputs") != 0)
+        heads += strcmp(word(event, "name"), "head") == 0;
+        if (tid == 1 && strcmp(word(event, "name"), "wait for inputs") != 0 &&
+            strcmp(word(event, "name"), "head") != 0)
             work[pid][step]++;
     }
     for (int s = 1; s <= STAGES; s++)
         for (int step = 1; step <= STEPS; step++)
             assert_int_equal(work[s][step], s == 2 && step == 5 ? 0 : 1);
     assert_int_equal(flows, begins);
+    assert_int_equal(heads, STAGES * STEPS - 1);
     assert_int_equal(flows, (STAGES - 1) * STEPS - 2);
     assert_int_equal(opened, STEPS);
     assert_int_equal(closed, STEPS);
@@ -324,24 +328,24 @@ static void parts_that_contradict_are_refused(void **state)
     fill(&t, 3, 2, err, sizeof err);
     Gptoss__TracePart part = GPTOSS__TRACE_PART__INIT;
     Gptoss__TraceStep step = GPTOSS__TRACE_STEP__INIT, *list[] = {&step};
-    int32_t at[5 * STAGES] = {0};
+    int32_t at[TRACE_NUMBERS * STAGES] = {0};
     part.n_steps = 1;
     part.steps = list;
     step.at = at;
-    step.n_at = 5 * STAGES;
+    step.n_at = TRACE_NUMBERS * STAGES;
     step.step = 4; /* again */
     step.issued_us = 9000000;
     assert_int_equal(trace_take(&t, &part, err, sizeof err), -1);
     step.step = 5;
-    step.n_at = 5 * STAGES - 1;
+    step.n_at = TRACE_NUMBERS * STAGES - 1;
     assert_int_equal(trace_take(&t, &part, err, sizeof err), -1);
-    step.n_at = 5 * STAGES;
+    step.n_at = TRACE_NUMBERS * STAGES;
     step.issued_us = UINT64_MAX;
     assert_int_equal(trace_take(&t, &part, err, sizeof err), -1);
     step.issued_us = 17; /* before the first */
     assert_int_equal(trace_take(&t, &part, err, sizeof err), -1);
     step.issued_us = 9000000;
-    for (int i = 0; i < 5 * STAGES; i++)
+    for (int i = 0; i < TRACE_NUMBERS * STAGES; i++)
         at[i] = i % 2 ? INT32_MAX : INT32_MIN;
     assert_int_equal(trace_take(&t, &part, err, sizeof err), 0);
     json_decref(written(&t));

@@ -323,8 +323,11 @@ static void the_counters_are_those_of_the_requests(void **state)
     strcpy(f->c->world.ranks[0].device, "odd \"card\" \\ 1");
     assert_true(metric(f, "gptoss_rank_up", "rank=\"1\",host=\"here\"") == 1);
     assert_true(metric(f, "gptoss_rank_up", "device=\"odd \\\"card\\\" \\\\ 1\"") == 1);
-    for (uint32_t r = 0; r < 3; r++)
+    for (uint32_t r = 0; r < 3; r++) { /* no two begin alike */
+        ids[0] = 100 + r;
         fake_ask(f, r, r, ids, 30, 10, r);
+    }
+    ids[0] = 200;
     fake_ask(f, 0, 5, ids, 0, 10, 1); /* an empty prompt is refused */
     fake_run(f);
     size_t sampled = 0, spaced = 0;

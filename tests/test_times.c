@@ -251,6 +251,7 @@ static void put(uint32_t stage, uint64_t step, uint64_t started, uint64_t finish
         .started_us = started,
         .finished_us = finished,
         .sent_us = finished,
+        .head_finished_us = finished,
         .busy_us = worked,
     };
     last[stage] = step;
@@ -302,6 +303,21 @@ static void a_full_pipeline_has_no_bubble_and_time_in_a_queue_is_no_work(void **
     assert_true(fabs(o.bubble) < 1e-9);
     for (uint32_t s = 0; s < 3; s++)
         assert_true(fabs(busy[s] - 1) < 1e-9);
+}
+
+static void a_part_of_the_head_is_work_too(void **state)
+{
+    (void)state;
+    for (uint64_t n = 1; n <= 10; n++) {
+        put(0, n, 1000 * n, 1000 * n + 600, 600);
+        rings[0][n].head_us = 100;
+        rings[0][n].head_finished_us =
+            1000 * n + 1400; /* while the next step has its turn: over it */
+    }
+    struct coordinator_occupancy o = occupancy(1, NULL, 4000, 8000);
+    assert_true(fabs(busy[0] - 0.7) < 1e-9);
+    o = occupancy(1, NULL, 8350, 8399); /* within step 7's, after which step 8 was begun */
+    assert_true(o.seconds > 0 && fabs(busy[0] - 1) < 1e-9);
 }
 
 static void an_idle_pipeline_is_all_bubble(void **state)
@@ -380,6 +396,7 @@ int main(void)
         cmocka_unit_test(times_of_steps_that_were_not_are_dropped),
         cmocka_unit_test_setup(bubbles_and_hops_of_a_pipeline_by_hand, clear),
         cmocka_unit_test_setup(a_full_pipeline_has_no_bubble_and_time_in_a_queue_is_no_work, clear),
+        cmocka_unit_test_setup(a_part_of_the_head_is_work_too, clear),
         cmocka_unit_test_setup(an_idle_pipeline_is_all_bubble, clear),
         cmocka_unit_test_setup(the_window_is_what_all_stages_have_told_of, clear),
         cmocka_unit_test_setup(a_hop_shows_only_where_the_device_had_waited_for_it, clear),

@@ -52,13 +52,13 @@ static void take_part(uint32_t who, const Gptoss__TracePart *p)
     }
     for (size_t i = 0; i < p->n_steps; i++) {
         const Gptoss__TraceStep *s = p->steps[i];
-        assert_int_equal(s->n_at, 5 * STAGES);
+        assert_int_equal(s->n_at, 7 * STAGES);
         assert_true(s->rows > 0 && s->in_flight > 0 && s->kv_full_blocks_used > 0);
         for (size_t k = 0; k < STAGES; k++) {
-            watchers[who].missing += s->at[5 * k + 1] < 0;
-            if (s->at[5 * k + 1] >= 0) {
-                assert_int_equal(s->at[5 * k], 100 * ((int)k + 1) - 150);
-                assert_int_equal(s->at[5 * k + 4], 40);
+            watchers[who].missing += s->at[7 * k + 1] < 0;
+            if (s->at[7 * k + 1] >= 0) {
+                assert_int_equal(s->at[7 * k], 100 * ((int)k + 1) - 150);
+                assert_int_equal(s->at[7 * k + 4], 40);
             }
         }
         watchers[who].steps[watchers[who].n_steps++] = s->step;

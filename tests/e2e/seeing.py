@@ -45,7 +45,7 @@ def check_trace(path):
         lane = (e["pid"], e["tid"])
         assert e["ts"] >= ends.get(lane, -1 << 60), e  # slices of a thread do not overlap
         ends[lane] = e["ts"] + e["dur"]
-        if e["tid"] == 1 and e["name"] != "wait for inputs":
+        if e["tid"] == 1 and e["name"] not in ("wait for inputs", "head"):
             step = e["args"]["step"]
             assert (step, e["pid"]) not in work, e
             work[step, e["pid"]] = e
