@@ -194,16 +194,16 @@ static void requests(struct frame *f, const Gptoss__Status *s)
 static void latency(struct frame *f, const char *what, const Gptoss__Latency *l)
 {
     char a[32], b[32], c[32];
-    if (l == NULL || l->count == 0) {
-        text_print(&f->line, "%s -  ", what);
-        return;
-    }
-    text_print(&f->line, "%s p50 %s p90 %s p99 %s    ", what,
-               text_seconds(a, within(l->p50, 0, 1e9)), text_seconds(b, within(l->p90, 0, 1e9)),
-               text_seconds(c, within(l->p99, 0, 1e9)));
+    text_print(&f->line, "%s ", what);
+    if (l == NULL || l->count == 0)
+        text_print(&f->line, "-");
+    else
+        text_print(&f->line, "p50 %s p90 %s p99 %s", text_seconds(a, within(l->p50, 0, 1e9)),
+                   text_seconds(b, within(l->p90, 0, 1e9)),
+                   text_seconds(c, within(l->p99, 0, 1e9)));
 }
 
-static void pool(struct frame *f, const char *word, uint32_t used, uint32_t all)
+static void pool(struct frame *f, const char *word, uint32_t used, uint32_t cached, uint32_t all)
 {
     double share = all ? (double)used / all : 0;
     name(f, word);
@@ -213,6 +213,11 @@ static void pool(struct frame *f, const char *word, uint32_t used, uint32_t all)
     text_print(&f->line, " of ");
     count(&f->line, all);
     text_print(&f->line, " blocks");
+    if (cached) {
+        text_print(&f->line, ", ");
+        count(&f->line, cached);
+        text_print(&f->line, " cached");
+    }
     end_line(f);
 }
 
@@ -267,7 +272,7 @@ static void cell(struct frame *f, const char *text, size_t width)
 static void stages(struct frame *f, const Gptoss__Status *s)
 {
     size_t host = widest(s, false, 16), device = widest(s, true, 32);
-    size_t bars = f->screen->columns >= 90 ? BAR_WIDTH : 10;
+    size_t bars = f->screen->columns >= 116 ? BAR_WIDTH : f->screen->columns >= 90 ? 16 : 10;
     /* The device's name gets what the others leave. */
     size_t others = 7 + host + 2 + 9 + bars + 10 + 7 + 12 + 12;
     size_t left = f->screen->columns > others + 2 ? f->screen->columns - others - 2 : 0;
@@ -329,6 +334,7 @@ void top_frame(struct text *out, const char *endpoint, const Gptoss__Status *s,
     requests(&f, s);
     name(&f, "latency");
     latency(&f, "first token", s->first_token);
+    text_print(&f.line, "   ");
     latency(&f, "next", s->between_tokens);
     end_line(&f);
     name(&f, "pipeline");
@@ -342,8 +348,9 @@ void top_frame(struct text *out, const char *endpoint, const Gptoss__Status *s,
     } else
         text_print(&f.line, "-");
     end_line(&f);
-    pool(&f, "KV full", s->kv_full_blocks_used, s->kv_full_blocks);
-    pool(&f, "KV window", s->kv_window_blocks_used, s->kv_window_blocks);
+    pool(&f, "KV full", s->kv_full_blocks_used, s->kv_full_blocks_cached, s->kv_full_blocks);
+    pool(&f, "KV window", s->kv_window_blocks_used, s->kv_window_blocks_cached,
+         s->kv_window_blocks);
     if (h->n > 1)
         history(&f, h);
     end_line(&f);
