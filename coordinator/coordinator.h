@@ -150,6 +150,12 @@ struct coordinator_stage_step {
     uint64_t head_finished_us;
 };
 
+/* Puts what a rank tells into a ring of `kept` entries, step n at n % kept, where *last is the last one in
+ * it; offset_us is added to the rank's times. 0; -1: it tells of steps up to *last or after `newest`, or
+ * contradicts itself, and nothing was taken. */
+int coordinator_take_times(const Gptoss__StepTimes *m, int64_t offset_us, uint64_t newest,
+                           struct coordinator_stage_step *ring, size_t kept, uint64_t *last);
+
 struct coordinator_occupancy {
     double seconds;          /* of the window; 0: nothing is known, nor is the rest */
     uint64_t steps;          /* that stage 0 finished in it */

@@ -151,42 +151,35 @@ void times_observe(struct coordinator *c, times_tell tell, void *arg)
     c->times_tell_arg = arg;
 }
 
+/* The device was idle for its inputs, the outputs were on their way. */
+static void add_waits(struct coordinator *c, uint32_t stage, const struct coordinator_stage_step *s)
+{
+    const struct coordinator_stage_step *before = times_stage_step(c, stage, s->step - 1);
+    uint64_t free_us =
+        before && before->finished_us > s->received_us ? before->finished_us : s->received_us;
+    uint64_t begun_us = s->finished_us > s->busy_us ? s->finished_us - s->busy_us : 0;
+    c->times->recv_us[stage] += begun_us > free_us ? begun_us - free_us : 0;
+    c->times->send_us[stage] += s->sent_us - s->finished_us;
+}
+
 void times_receive(struct coordinator *c, uint32_t stage, const Gptoss__StepTimes *m, uint64_t now)
 {
     struct times *t = c->times;
     if (!t || stage >= t->n_stages)
         return;
-    size_t n = m->n_received;
-    if (m->n_started != n || m->n_finished != n || m->n_sent != n || m->n_busy != n ||
-        (m->n_head_finished && m->n_head_finished != n) || m->n_head_busy != m->n_head_finished ||
-        m->first_step <= t->last[stage] || n == 0 || m->first_step > t->last_issued ||
-        n > t->last_issued - m->first_step + 1) {
+    times_clock_guess(&c->world.ranks[stage].clock, m->sent_us, now);
+    if (coordinator_take_times(m, offset_of(c, stage, now), t->last_issued, t->steps[stage],
+                               t->n_kept, &t->last[stage])) {
         core_log(c, LOG_DEBUG, "rank %u told times of steps that it cannot have done", stage);
         return;
     }
-    times_clock_guess(&c->world.ranks[stage].clock, m->sent_us, now);
-    uint64_t at = m->origin_us + (uint64_t)offset_of(c, stage, now);
-    for (size_t i = 0; i < n; i++) {
-        uint64_t number = m->first_step + i;
-        struct coordinator_stage_step *s = &t->steps[stage][number % t->n_kept];
-        at += m->received[i];
-        s->step = number;
-        s->received_us = at;
-        s->started_us = s->received_us + m->started[i];
-        s->finished_us = s->started_us + m->finished[i];
-        s->sent_us = s->finished_us + m->sent[i];
-        s->busy_us = m->busy[i];
-        s->head_us = m->n_head_busy ? m->head_busy[i] : 0;
-        s->head_finished_us = s->finished_us + (m->n_head_busy ? m->head_finished[i] : 0);
-        const struct coordinator_stage_step *before = times_stage_step(c, stage, number - 1);
-        uint64_t free_us =
-            before && before->finished_us > s->received_us ? before->finished_us : s->received_us;
-        uint64_t begun_us = s->finished_us > s->busy_us ? s->finished_us - s->busy_us : 0;
-        t->recv_us[stage] += begun_us > free_us ? begun_us - free_us : 0;
-        t->send_us[stage] += m->sent[i];
-        t->last[stage] = number;
+    for (uint64_t step = m->first_step; step <= t->last[stage]; step++) {
+        const struct coordinator_stage_step *s = times_stage_step(c, stage, step);
+        const struct times_work *work = times_work(c, step);
+        if (!s)
+            continue; /* one message told of more than the ring holds */
+        add_waits(c, stage, s);
         costs_told(c, stage, s);
-        const struct times_work *work = times_work(c, number);
         if (c->times_tell && work)
             c->times_tell(c->times_tell_arg, stage, work, s);
     }
