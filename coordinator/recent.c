@@ -30,18 +30,22 @@ double recent_rate(const struct recent_rate *r, double seconds, uint64_t since_u
     return now > from ? (double)count * 1e6 / (double)(now - from) : 0;
 }
 
+/* Below 16 each µs has its own; then each doubling has 16 of equal width. */
 static uint32_t bucket(uint64_t us)
 {
-    if (us == 0)
-        return 0;
-    double place = 1 + 8 * log2((double)us);
-    return place < RECENT_BUCKETS - 1 ? (uint32_t)place : RECENT_BUCKETS - 1;
+    if (us < 16)
+        return (uint32_t)us;
+    uint32_t shift = 59 - (uint32_t)__builtin_clzll(us); /* us >> shift is 16 … 31 */
+    uint64_t place = (uint64_t)16 * shift + (us >> shift);
+    return place < RECENT_BUCKETS ? (uint32_t)place : RECENT_BUCKETS - 1;
 }
 
 /* The middle of a bucket, in seconds. */
 static double middle(uint32_t i)
 {
-    return i ? exp2((i - 0.5) / 8) * 1e-6 : 0;
+    if (i < 16)
+        return i * 1e-6;
+    return ldexp((i % 16) + 16.5, (int)(i / 16) - 1) * 1e-6;
 }
 
 void recent_duration(struct recent_durations *d, uint64_t us, uint64_t now)

@@ -11,7 +11,7 @@
 #define RECENT_RATE_SLOTS   64
 #define RECENT_RATE_SLOT_US 250000u
 #define RECENT_SLOTS        10
-#define RECENT_BUCKETS      256 /* 8 for each doubling, from 1 µs on: within 5 % */
+#define RECENT_BUCKETS      512 /* of µs: 16 for each doubling, so within 3.2 % */
 
 struct recent_rate {                  /* zero-initialise */
     uint64_t slot[RECENT_RATE_SLOTS]; /* which one it is: time ÷ RECENT_RATE_SLOT_US */

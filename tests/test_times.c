@@ -3,6 +3,8 @@
  */
 #include "tests/test.h"
 
+#include <time.h>
+
 #include "tests/world.h"
 
 static struct gguf_file *file;
@@ -384,6 +386,53 @@ static void the_status_of_a_world_comes_from_what_the_ranks_tell(void **state)
     fake_destroy(f);
 }
 
+/* All stages' times of all steps come through the coordinator's one thread. */
+static void taking_a_steps_times_takes_a_fraction_of_a_microsecond(void **state)
+{
+    (void)state;
+    enum { STEPS = 64, ROUNDS = 2000 };
+    uint64_t steps, taken = 0;
+    struct fake *f = world_with_steps(1, &steps);
+    struct timespec begin, end;
+    uint32_t n[STEPS];
+    double best = 1e9;
+    for (uint32_t i = 0; i < STEPS; i++)
+        n[i] = 1000 + 13 * i;
+    Gptoss__StepTimes m = GPTOSS__STEP_TIMES__INIT;
+    m.origin_us = f->now;
+    m.sent_us = f->now;
+    m.n_received = m.n_started = m.n_finished = m.n_sent = m.n_busy = STEPS;
+    m.received = m.started = m.finished = m.sent = m.busy = n;
+    struct step step = {.n_rows = 0};
+    for (int round = 0; round < 5; round++) {
+        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &begin);
+        for (int k = 0; k < ROUNDS; k++, taken += STEPS) {
+            uint8_t bytes[4096];
+            char err[256];
+            m.first_step = steps + taken + 1;
+            step.number = steps + taken + STEPS; /* the newest that was issued */
+            times_issued(f->c, &step, f->now);
+            size_t size = gptoss__step_times__pack(&m, bytes);
+            Gptoss__StepTimes *got = (Gptoss__StepTimes *)proto_unpack(
+                &gptoss__step_times__descriptor, bytes, size, err, sizeof err);
+            assert_non_null(got);
+            times_receive(f->c, 0, got, f->now);
+            proto_free(&got->base);
+        }
+        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &end);
+        double ns =
+            ((double)(end.tv_sec - begin.tv_sec) * 1e9 + (double)(end.tv_nsec - begin.tv_nsec)) /
+            (ROUNDS * STEPS);
+        best = ns < best ? ns : best;
+    }
+    assert_int_equal(times_last(f->c, 0), steps + taken);
+    print_message("taking the times of a step on a stage takes %.0f ns\n", best);
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+    assert_true(best < 1000);
+#endif
+    fake_destroy(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -401,6 +450,7 @@ int main(void)
         cmocka_unit_test_setup(the_window_is_what_all_stages_have_told_of, clear),
         cmocka_unit_test_setup(a_hop_shows_only_where_the_device_had_waited_for_it, clear),
         cmocka_unit_test(the_status_of_a_world_comes_from_what_the_ranks_tell),
+        cmocka_unit_test(taking_a_steps_times_takes_a_fraction_of_a_microsecond),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);
 }
