@@ -17,9 +17,9 @@ static const struct command commands[] = {
      "  gptoss-client top\n"
      "  gptoss-client top --interval 0.5 --window 2\n"
      "  gptoss-client top --once                         one frame, for a pipe or a script\n",
-     "q or Ctrl-C ends it. Where stdout is no terminal, frames are printed one after another as "
-     "plain "
-     "text.\n"
+     "q or Ctrl-C ends it. Where stdout is no terminal, frames are printed one after another, "
+     "without "
+     "colour, of COLUMNS characters (100). NO_COLOR is respected.\n"
      "\n"
      "busy: share of the last seconds that the stage's device worked. bubble: what is missing to "
      "100 % "
