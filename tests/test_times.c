@@ -201,6 +201,27 @@ static void each_step_is_kept_with_its_work_and_handed_on(void **state)
     fake_destroy(f);
 }
 
+/* Ranks 1 and 2 are on a host whose clock is an hour behind; rank 2 alone knows it well. */
+static void times_of_another_host_are_brought_to_our_clock(void **state)
+{
+    (void)state;
+    const int64_t hour = 3600000000;
+    uint64_t steps;
+    struct fake *f = world_with_steps(3, &steps);
+    f->now += 2 * (uint64_t)hour;
+    for (uint32_t i = 1; i < 3; i++) {
+        strcpy(f->c->world.ranks[i].host, "there");
+        echo(&f->c->world.ranks[i].clock, f->now, hour, i == 1 ? 40000 : 20, 10, 20);
+    }
+    f->now += 50000;
+    for (uint32_t i = 0; i < 3; i++)
+        receive(f, i, 1, 1, f->now - (i ? (uint64_t)hour : 0));
+    assert_int_equal(times_stage_step(f->c, 0, 1)->received_us, f->now);
+    assert_int_equal(times_stage_step(f->c, 1, 1)->received_us, f->now);
+    assert_int_equal(times_stage_step(f->c, 2, 1)->received_us, f->now);
+    fake_destroy(f);
+}
+
 static void times_of_steps_that_were_not_are_dropped(void **state)
 {
     (void)state;
@@ -442,6 +463,7 @@ int main(void)
         cmocka_unit_test(echoes_that_cannot_be_are_not_believed),
         cmocka_unit_test(before_any_echo_a_message_gives_a_guess),
         cmocka_unit_test(each_step_is_kept_with_its_work_and_handed_on),
+        cmocka_unit_test(times_of_another_host_are_brought_to_our_clock),
         cmocka_unit_test(times_of_steps_that_were_not_are_dropped),
         cmocka_unit_test_setup(bubbles_and_hops_of_a_pipeline_by_hand, clear),
         cmocka_unit_test_setup(a_full_pipeline_has_no_bubble_and_time_in_a_queue_is_no_work, clear),
