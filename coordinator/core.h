@@ -190,8 +190,6 @@ struct coordinator {
     struct answer *answer;           /* requests.c: the text of one token */
     struct times *times;             /* times.c */
 
-    times_tell times_tell; /* told of each step on each stage; NULL: nobody */
-    void *times_tell_arg;
     struct metrics *metrics; /* metrics.c; always there */
     struct traces *traces;   /* trace.c; NULL: nobody traces */
 

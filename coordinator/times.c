@@ -145,12 +145,6 @@ void times_done(struct coordinator *c, uint64_t number, uint64_t now)
     metrics_step(c, work, now);
 }
 
-void times_observe(struct coordinator *c, times_tell tell, void *arg)
-{
-    c->times_tell = tell;
-    c->times_tell_arg = arg;
-}
-
 /* The device was idle for its inputs, the outputs were on their way. */
 static void add_waits(struct coordinator *c, uint32_t stage, const struct coordinator_stage_step *s)
 {
@@ -175,13 +169,10 @@ void times_receive(struct coordinator *c, uint32_t stage, const Gptoss__StepTime
     }
     for (uint64_t step = m->first_step; step <= t->last[stage]; step++) {
         const struct coordinator_stage_step *s = times_stage_step(c, stage, step);
-        const struct times_work *work = times_work(c, step);
         if (!s)
             continue; /* one message told of more than the ring holds */
         add_waits(c, stage, s);
         costs_told(c, stage, s);
-        if (c->times_tell && work)
-            c->times_tell(c->times_tell_arg, stage, work, s);
     }
 }
 

@@ -107,24 +107,6 @@ static void before_any_echo_a_message_gives_a_guess(void **state)
 
 /* ── what ranks tell ───────────────────────────────────────────────────────────────────────── */
 
-struct told {
-    uint32_t count;
-    uint64_t steps[3]; /* last of each stage */
-    uint64_t busy;
-};
-
-static void tell(void *arg, uint32_t stage, const struct times_work *work,
-                 const struct coordinator_stage_step *step)
-{
-    struct told *told = arg;
-    assert_true(stage < 3);
-    assert_int_equal(work->step, step->step);
-    assert_true(step->step > told->steps[stage]);
-    told->steps[stage] = step->step;
-    told->busy += step->busy_us;
-    told->count++;
-}
-
 /* Times of `n` steps from `first` on: one a millisecond, from `origin`. */
 static void receive(struct fake *f, uint32_t stage, uint64_t first, size_t n, uint64_t origin)
 {
@@ -165,14 +147,12 @@ static void each_step_is_kept_with_its_work_and_handed_on(void **state)
     (void)state;
     uint64_t steps;
     struct fake *f = world_with_steps(3, &steps);
-    struct told told = {0};
-    times_observe(f->c, tell, &told);
     assert_true(steps >= 8);
     receive(f, 0, 1, 3, f->now - 50000);
     receive(f, 1, 1, 1, f->now - 49000);
     receive(f, 1, 3, 2, f->now - 48000); /* step 2 got lost */
-    assert_int_equal(told.count, 6);
-    assert_int_equal(told.busy, 60);
+    for (uint64_t step = 1; step <= 4; step++)
+        assert_int_equal(times_stage_step(f->c, 1, step) != NULL, step != 2);
     const struct times_work *work = times_work(f->c, 1);
     assert_non_null(work);
     assert_int_equal(work->rows, 1);
@@ -227,10 +207,10 @@ static void times_of_steps_that_were_not_are_dropped(void **state)
     (void)state;
     uint64_t steps;
     struct fake *f = world_with_steps(2, &steps);
-    struct told told = {0};
-    times_observe(f->c, tell, &told);
     receive(f, 0, 2, 2, f->now);
-    assert_int_equal(told.count, 2);
+    assert_int_equal(times_last(f->c, 0), 3);
+    const struct coordinator_stage_step third = *times_stage_step(f->c, 0, 3);
+    f->now += 1000;
     receive(f, 0, 3, 1, f->now);          /* again */
     receive(f, 0, 0, 1, f->now);          /* no step */
     receive(f, 0, steps, 2, f->now);      /* beyond what was issued */
@@ -244,16 +224,17 @@ static void times_of_steps_that_were_not_are_dropped(void **state)
     m.n_busy = 1; /* arrays of unlike lengths */
     m.received = m.started = m.finished = m.sent = m.busy = one;
     times_receive(f->c, 0, &m, f->now);
-    assert_int_equal(told.count, 2);
+    assert_int_equal(times_last(f->c, 0), 3);
+    assert_memory_equal(times_stage_step(f->c, 0, 3), &third, sizeof third);
+    assert_null(times_stage_step(f->c, 0, steps));
     /* The next world begins at step 1 again. */
     fake_kill(f);
     assert_null(f->c->times);
     receive(f, 0, 1, 1, f->now);
     fake_start(f);
     fake_tick(f, 10);
-    told = (struct told){0};
     receive(f, 0, 1, 1, f->now);
-    assert_int_equal(told.steps[0], 1);
+    assert_int_equal(times_last(f->c, 0), 1);
     fake_destroy(f);
 }
 

@@ -73,7 +73,7 @@ static void pump(struct fake *f)
     struct coordinator *c = f->c;
     char err[256];
     for (size_t i = 0; i < c->events_count; i++) {
-        struct event *e = &c->events[c->events_first + i];
+        struct event *e = &c->events[(c->events_first + i) % c->events_capacity];
         if (e->kind != COORDINATOR_SEND || e->side != COORDINATOR_CLIENTS ||
             e->peer.bytes[0] != 'w')
             continue;
