@@ -131,7 +131,8 @@ def test_a_head_in_parts_gives_the_bits_of_a_whole_one():
                            (3, ["--layers", "20,2,2"])]:
         with Server(ranks, *options) as server, ThreadPoolExecutor(len(wanted)) as pool:
             answers = pool.map(lambda options: server.ask(
-                "--raw", "In the beginning", "--ignore-eos", "--max-tokens", 40, "--seed", 5, "--top-logits", 20,
+                "--prompt-ids", "5,700,3000,1234,99,2047,2048", "--ignore-eos", "--max-tokens", 40, "--seed", 5,
+                "--top-logits", 20,
                 *options), wanted)
             results.append([(a["tokens"], a["top"], a["logprobs"]) for a in answers])
             assert all(len(tokens) == 40 for tokens, _, _ in results[-1])
