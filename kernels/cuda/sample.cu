@@ -542,6 +542,6 @@ int cuda_sample_slice(const struct cuda_sampling *s, uint32_t n, cudaStream_t st
 
 int cuda_sample_merge(const struct cuda_sampling *s, uint32_t n, cudaStream_t stream)
 {
-    return cuda_launch(rows_kernel<true>, n, ROW_THREADS, 0, stream, *s, 0,
-                       kernels_slice_blocks(s->count));
+    return cuda_launch_when(false, rows_kernel<true>, n, ROW_THREADS, 0, stream, *s, 0,
+                            kernels_slice_blocks(s->count));
 }
