@@ -39,6 +39,7 @@ static const char *const shared_variables[] = {
     "GPTOSS_DEADLINE",
     "GPTOSS_DEVICE",
     "GPTOSS_DRAIN_TIMEOUT",
+    "GPTOSS_HEAD",
     "GPTOSS_INSECURE",
     "GPTOSS_KV_TOKENS",
     "GPTOSS_KV_TYPE",

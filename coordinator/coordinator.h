@@ -45,6 +45,7 @@ struct coordinator_options {
     bool kv_type_given; /* else f16 on GPUs, f32 on CPUs */
     const uint32_t
         *layers; /* [n_layers_given] layers of each rank, by hand; NULL: computed; lent */
+    enum plan_head head;
     uint32_t n_layers_given;
     bool no_prefix_cache;      /* no sequence shares KV blocks with another */
     uint32_t max_queue;        /* requests that wait; 0: 512 */

@@ -239,6 +239,9 @@ void coordinator_plan_message(const struct plan *plan, uint32_t stage, uint64_t 
     m->layer_count = part->layer_count;
     m->head_first = part->head_first;
     m->head_count = part->head_count;
+    m->n_head_counts = plan->head_jobs > 0 ? plan->n_stages : 0;
+    m->head_counts = plan->head_counts;
+    m->head_jobs = plan->head_jobs;
     m->vocabulary_limit = plan->vocabulary_limit;
     m->kv_type = plan->kv_type == PLAN_KV_F16    ? GPTOSS__PLAN__KV_TYPE__F16
                  : plan->kv_type == PLAN_KV_BF16 ? GPTOSS__PLAN__KV_TYPE__BF16
@@ -315,6 +318,7 @@ static void make_plan(struct coordinator *c, uint64_t now)
         .n_ranks = c->world.size,
         .ranks = ranks,
         .layers = c->options.n_layers_given ? c->options.layers : NULL,
+        .head = c->options.head,
         .context = c->options.context,
         .sequences = c->options.sequences,
         .kv_type = c->options.kv_type_given ? c->options.kv_type
