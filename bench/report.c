@@ -16,10 +16,10 @@ struct field {
     char text[300];
 };
 
-enum { FIELDS_MAX = 40 };
+enum { FIELDS_MAX = 48 };
 
 struct row {
-    char cells[10][128];
+    char cells[16][128];
 };
 
 struct bench_report {
@@ -55,6 +55,8 @@ struct bench_report *bench_report_create(enum bench_format format, const struct 
 
 /* ── fields of CSV and JSON ────────────────────────────────────────────────────────────────── */
 
+#define UNKNOWN "null"
+
 struct fields {
     struct field list[FIELDS_MAX];
     size_t n;
@@ -82,6 +84,15 @@ static void add_real(struct fields *fields, const char *name, double value)
     field->name = name;
     field->is_number = true;
     snprintf(field->text, sizeof field->text, "%.6f", value);
+}
+
+/* What is not known is null in JSON, nothing in CSV. */
+static void add_known(struct fields *fields, const char *name, double value)
+{
+    add_real(fields, name, value);
+    struct field *field = &fields->list[fields->n - 1];
+    if (value < 0)
+        snprintf(field->text, sizeof field->text, "%s", UNKNOWN);
 }
 
 static const char *kv_type_name(enum plan_kv_type type)
@@ -125,6 +136,17 @@ static void fill_fields(const struct bench_report *report, const struct bench_re
     add_integer(f, "stddev_ns", (uint64_t)(seconds_deviation * 1e9));
     add_real(f, "avg_ts", speed);
     add_real(f, "stddev_ts", speed_deviation);
+    struct bench_derived derived;
+    bench_derive(result, &derived);
+    add_text(f, "layout", result->replicas ? "replicas" : "pipeline");
+    add_text(f, "scaling", result->weak ? "weak" : "strong");
+    add_known(f, "bubble", derived.bubble);
+    add_known(f, "hop_us", derived.hop_us);
+    add_known(f, "bandwidth", info->bandwidth > 0 ? info->bandwidth : -1);
+    add_known(f, "bandwidth_share", derived.bound);
+    add_known(f, "experts_read", derived.experts);
+    add_known(f, "speedup", derived.speedup);
+    add_known(f, "over_replicas", derived.replicas);
 }
 
 static void print_csv(const struct bench_report *report, const struct fields *f)
@@ -134,7 +156,8 @@ static void print_csv(const struct bench_report *report, const struct fields *f)
             printf("%s%s", f->list[i].name, i + 1 < f->n ? "," : "\n");
     for (size_t i = 0; i < f->n; i++) {
         putchar('"');
-        for (const char *c = f->list[i].text; *c; c++)
+        bool known = !f->list[i].is_number || strcmp(f->list[i].text, UNKNOWN);
+        for (const char *c = known ? f->list[i].text : ""; *c; c++)
             printf(*c == '"' ? "%c\"" : "%c", *c);
         printf(i + 1 < f->n ? "\"," : "\"\n");
     }
@@ -177,10 +200,29 @@ static void print_json(const struct bench_report *report, const struct bench_res
 
 /* ── the table for people ──────────────────────────────────────────────────────────────────── */
 
-enum { MODEL, SIZE, PARAMS, BACKEND, THREADS, STAGES, SEQS, THROUGH, TEST, SPEED, COLUMNS };
+enum {
+    MODEL,
+    SIZE,
+    PARAMS,
+    BACKEND,
+    THREADS,
+    STAGES,
+    LAYOUT,
+    SCALING,
+    SEQS,
+    THROUGH,
+    TEST,
+    SPEED,
+    BUBBLE,
+    HOP,
+    BOUND,
+    REPLICAS,
+    COLUMNS
+};
 
-static const char *const headings[COLUMNS] = {"model",  "size", "params",  "backend", "threads",
-                                              "stages", "seqs", "through", "test",    "t/s"};
+static const char *const headings[COLUMNS] = {
+    "model", "size",    "params", "backend", "threads", "stages", "layout",       "scaling",
+    "seqs",  "through", "test",   "t/s",     "bubble",  "hop",    "of bandwidth", "over replicas"};
 
 static void keep_row(struct bench_report *report, const struct bench_result *result)
 {
@@ -204,18 +246,36 @@ static void keep_row(struct bench_report *report, const struct bench_result *res
     snprintf(row->cells[THROUGH], CELL, "%s", result->through);
     bench_test_name(&result->test, row->cells[TEST], CELL);
     snprintf(row->cells[SPEED], CELL, "%.2f ± %.2f", speed, deviation);
+    struct bench_derived derived;
+    bench_derive(result, &derived);
+    snprintf(row->cells[LAYOUT], CELL, "%s", result->replicas ? "replicas" : "pipeline");
+    snprintf(row->cells[SCALING], CELL, "%s", result->weak ? "weak" : "strong");
+    if (derived.bubble >= 0)
+        snprintf(row->cells[BUBBLE], CELL, "%.1f %%", 100 * derived.bubble);
+    if (derived.hop_us >= 0)
+        snprintf(row->cells[HOP], CELL, "%.1f µs", derived.hop_us);
+    if (derived.bound >= 0)
+        snprintf(row->cells[BOUND], CELL, "%.0f %%", 100 * derived.bound);
+    if (derived.replicas >= 0)
+        snprintf(row->cells[REPLICAS], CELL, "%.3f", derived.replicas);
 }
 
-/* As llama-bench does, columns that tell nothing are left out: threads and through, where all rows
- * have the same. */
+/* As llama-bench does, columns that tell nothing are left out: those of how it was run where all rows
+ * have the same, those of what was found where no row has any. */
 static bool is_shown(const struct bench_report *report, int column)
 {
-    if (column != THREADS && column != THROUGH)
-        return true;
-    for (size_t i = 1; i < report->n; i++)
-        if (strcmp(report->rows[i].cells[column], report->rows[0].cells[column]))
-            return true;
-    return false;
+    bool differs = false, any = false;
+    for (size_t i = 0; i < report->n; i++) {
+        differs |= strcmp(report->rows[i].cells[column], report->rows[0].cells[column]) != 0;
+        any |= report->rows[i].cells[column][0] != '\0';
+    }
+    switch (column) {
+    case THREADS:
+    case LAYOUT:
+    case SCALING:
+    case THROUGH: return differs;
+    default: return any;
+    }
 }
 
 static void print_rows(const struct bench_report *report)

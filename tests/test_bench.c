@@ -80,15 +80,15 @@ static void names_tests_as_llama_bench_does(void **state)
 {
     (void)state;
     char name[64];
-    bench_test_name(&(struct bench_test){512, 0, 0, 1}, name, sizeof name);
+    bench_test_name(&(struct bench_test){512, 0, 0, 1, 0}, name, sizeof name);
     assert_string_equal(name, "pp512");
-    bench_test_name(&(struct bench_test){0, 128, 4096, 1}, name, sizeof name);
+    bench_test_name(&(struct bench_test){0, 128, 4096, 1, 0}, name, sizeof name);
     assert_string_equal(name, "tg128 @ d4096");
-    bench_test_name(&(struct bench_test){512, 128, 0, 1}, name, sizeof name);
+    bench_test_name(&(struct bench_test){512, 128, 0, 1, 0}, name, sizeof name);
     assert_string_equal(name, "pp512+tg128");
-    assert_int_equal(bench_test_samples(&(struct bench_test){512, 0, 9, 1}), 1);
-    assert_int_equal(bench_test_samples(&(struct bench_test){0, 128, 9, 1}), 128);
-    assert_int_equal(bench_test_samples(&(struct bench_test){512, 128, 9, 1}), 129);
+    assert_int_equal(bench_test_samples(&(struct bench_test){512, 0, 9, 1, 0}), 1);
+    assert_int_equal(bench_test_samples(&(struct bench_test){0, 128, 9, 1, 0}), 128);
+    assert_int_equal(bench_test_samples(&(struct bench_test){512, 128, 9, 1, 0}), 129);
 }
 
 static void the_deviation_is_that_of_a_sample(void **state)
