@@ -88,6 +88,7 @@ struct bench_driver {
     const char *(*cannot)(const struct bench_test *test);
     int (*run)(void *world, const struct bench_test *test, uint64_t seed,
                struct bench_sample *sample, char *err, size_t err_size);
+    void (*idle)(void *world);  /* now and then between runs: the ranks want to hear us; may be NULL */
     void (*close)(void *world); /* ends the ranks; NULL is fine */
 };
 extern const struct bench_driver bench_loop, bench_served;

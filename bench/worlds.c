@@ -3,13 +3,15 @@
  *
  * Replicas are what a user would run instead of a pipeline: each holds the whole model and has its
  * share of the sequences. They are opened one after the other and run at the same time, a thread each;
- * a test takes as long as the slowest of them.
+ * a test takes as long as the slowest of them. While other worlds run, a thread keeps this one's ranks
+ * in touch.
  */
 #include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "bench/bench.h"
 
@@ -31,7 +33,31 @@ struct bench_world {
     const struct bench_driver *driver;
     uint32_t n;               /* of parts: 1, or the number of replicas */
     struct replica *replicas; /* [n] */
+
+    pthread_t keeper;
+    bool kept;              /* there is a keeper */
+    pthread_mutex_t in_use; /* whoever holds it may call the driver */
+    pthread_cond_t ending;
+    bool ends;
 };
+
+#define KEEP_SECONDS 1 /* between two calls of the driver's idle() */
+
+static void *keep(void *arg)
+{
+    struct bench_world *world = arg;
+    pthread_mutex_lock(&world->in_use);
+    while (!world->ends) {
+        struct timespec until;
+        for (uint32_t i = 0; i < world->n; i++)
+            world->driver->idle(world->replicas[i].world);
+        clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_sec += KEEP_SECONDS;
+        pthread_cond_timedwait(&world->ending, &world->in_use, &until);
+    }
+    pthread_mutex_unlock(&world->in_use);
+    return NULL;
+}
 
 static uint32_t cpus_here(void)
 {
@@ -93,6 +119,9 @@ int bench_world_open(struct bench_world **out, const struct bench_driver *driver
         bandwidth += info->bandwidth;
     }
     info->bandwidth = bandwidth;
+    pthread_mutex_init(&world->in_use, NULL);
+    pthread_cond_init(&world->ending, NULL);
+    world->kept = driver->idle && pthread_create(&world->keeper, NULL, keep, world) == 0;
     *out = world;
     return EXIT_DONE;
 }
@@ -101,6 +130,13 @@ void bench_world_close(struct bench_world *world)
 {
     if (!world)
         return;
+    if (world->kept) {
+        pthread_mutex_lock(&world->in_use);
+        world->ends = true;
+        pthread_cond_signal(&world->ending);
+        pthread_mutex_unlock(&world->in_use);
+        pthread_join(world->keeper, NULL);
+    }
     for (uint32_t i = 0; i < world->n; i++)
         world->driver->close(world->replicas[i].world);
     free(world->replicas);
@@ -116,11 +152,9 @@ static void *run_replica(void *arg)
     return NULL;
 }
 
-int bench_world_run(struct bench_world *world, const struct bench_test *test, uint64_t seed,
-                    struct bench_sample *sample, char *err, size_t err_size)
+static int run_replicas(struct bench_world *world, const struct bench_test *test, uint64_t seed,
+                        struct bench_sample *sample, char *err, size_t err_size)
 {
-    if (world->n == 1)
-        return world->driver->run(world->replicas[0].world, test, seed, sample, err, err_size);
     uint32_t first = 0, samples = bench_test_samples(test), started = 0;
     int status = 0;
     for (uint32_t i = 0; i < world->n; i++) {
@@ -156,5 +190,16 @@ int bench_world_run(struct bench_world *world, const struct bench_test *test, ui
         sample->busy =
             sample->busy < 0 || replica->sample.busy < 0 ? -1 : sample->busy + replica->sample.busy;
     }
+    return status;
+}
+
+int bench_world_run(struct bench_world *world, const struct bench_test *test, uint64_t seed,
+                    struct bench_sample *sample, char *err, size_t err_size)
+{
+    pthread_mutex_lock(&world->in_use);
+    int status = world->n == 1 ? world->driver->run(world->replicas[0].world, test, seed, sample,
+                                                    err, err_size)
+                               : run_replicas(world, test, seed, sample, err, err_size);
+    pthread_mutex_unlock(&world->in_use);
     return status;
 }
