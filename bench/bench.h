@@ -19,8 +19,9 @@
 #include "gguf/gguf.h"
 #include "plan/plan.h"
 
-/* gptoss-bench pipeline: everything after the program's name. Returns an exit code. */
+/* The commands: everything after the program's name. They return an exit code. */
 int bench_pipeline(int argc, char **argv);
+int bench_serve(int argc, char **argv);
 int bench_simulate(int argc, char **argv);
 
 /* Whether Ctrl-C or SIGTERM came; every wait looks at it. */
@@ -56,6 +57,9 @@ void bench_vocabulary(const struct gguf_model *model, struct bench_vocabulary *v
 void bench_prompt(const struct bench_vocabulary *vocabulary, uint64_t seed, uint32_t sequence,
                   uint32_t *ids, uint32_t n);
 
+uint64_t bench_random(uint64_t *state);           /* of all 64-bit numbers */
+double bench_random_exponential(uint64_t *state); /* with mean 1 */
+
 /* ── worlds ────────────────────────────────────────────────────────────────────────────────── */
 
 struct bench_world_options {
@@ -88,7 +92,8 @@ struct bench_driver {
     const char *(*cannot)(const struct bench_test *test);
     int (*run)(void *world, const struct bench_test *test, uint64_t seed,
                struct bench_sample *sample, char *err, size_t err_size);
-    void (*idle)(void *world);  /* now and then between runs: the ranks want to hear us; may be NULL */
+    void (*idle)(
+        void *world); /* now and then between runs: the ranks want to hear us; may be NULL */
     void (*close)(void *world); /* ends the ranks; NULL is fine */
 };
 extern const struct bench_driver bench_loop, bench_served;

@@ -436,5 +436,5 @@ done:
     return status;
 }
 
-const struct bench_driver bench_served = {"coordinator", open_served, cannot_serve, run_served, NULL,
-                                          close_served};
+const struct bench_driver bench_served = {"coordinator", open_served, cannot_serve,
+                                          run_served,    NULL,        close_served};
