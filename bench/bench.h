@@ -22,6 +22,7 @@
 /* The commands: everything after the program's name. They return an exit code. */
 int bench_pipeline(int argc, char **argv);
 int bench_serve(int argc, char **argv);
+int bench_kernels(int argc, char **argv);
 int bench_simulate(int argc, char **argv);
 
 /* Whether Ctrl-C or SIGTERM came; every wait looks at it. */

@@ -26,6 +26,7 @@ static const struct {
     const char *text;
 } commands[] = {
     {"pipeline", bench_pipeline, "prompt and generation speed, for any number of stages"},
+    {"kernels", bench_kernels, "each operation of a layer beside the device's limits"},
     {"serve", bench_serve, "what the clients of a coordinator under load see"},
     {"simulate", bench_simulate, "what more stages or another load would give, in virtual time"},
 };
