@@ -29,8 +29,8 @@ static int parse_options(struct pipeline_choice *c, int argc, char **argv)
         {CLI_STRING, "n-depth", 'd', "LIST", "tokens in the KV cache before the test begins", "0",
          "GPTOSS_BENCH_DEPTH", &c->depths, 0, 0, NULL},
         {CLI_STRING, "sequences", 's', "LIST", "sequences at a time (batch size)",
-         "1,4,16,64 on GPUs, 1,4 on CPUs; prompts: 1", "GPTOSS_BENCH_SEQUENCES", &c->sequences, 0,
-         0, NULL},
+         "1 with -p, -n or -pg, else 1,4 on CPUs and 1,4,16,64 on GPUs", "GPTOSS_BENCH_SEQUENCES",
+         &c->sequences, 0, 0, NULL},
         {CLI_INT, "repetitions", 'r', "R", "times that each test is repeated", "5, on CPUs 3",
          "GPTOSS_BENCH_REPETITIONS", &c->repetitions, 1, 10000, NULL},
         {CLI_FLAG, "no-warmup", 0, NULL, "do not run each test once before it is timed", NULL,
@@ -211,13 +211,15 @@ static void choose_defaults(struct pipeline *p)
 {
     static const uint32_t prompts[] = {128, 512, 2048, 8192}, sequences[] = {1, 4, 16, 64};
     bool gpu = pipeline_on_gpu(p->choice.device);
+    /* Who names a test, as for llama-bench, gets that test and no batches of it. */
+    bool given = p->choice.prompts || p->choice.gens || p->choice.pair;
     uint32_t gen = gpu || p->model->bytes < LARGE_BYTES ? 128 : 32;
     if (!p->choice.prompts)
         set_list(&p->prompts, prompts, gpu ? 4 : 2, p->model->context - 2);
     if (!p->choice.gens)
         set_list(&p->gens, &gen, 1, UINT32_MAX);
     if (!p->choice.sequences)
-        set_list(&p->sequences, sequences, gpu ? 4 : 2, UINT32_MAX);
+        set_list(&p->sequences, sequences, given ? 1 : gpu ? 4 : 2, UINT32_MAX);
     if (!p->choice.kv_type && gpu)
         p->kv_type = PLAN_KV_F16;
     p->repetitions = (size_t)(p->choice.repetitions ? p->choice.repetitions : gpu ? 5 : 3);
