@@ -15,7 +15,7 @@
 #define SILENCE_US     (30 * SECOND)
 #define DEADLINE_MS    300000 /* of a transfer between stages */
 #define POLL_MS        100
-#define ANSWER_SECONDS 1.0 /* for ranks to say how they are */
+#define ANSWER_SECONDS 10.0 /* for ranks to say how they are */
 
 /* ── messages out ──────────────────────────────────────────────────────────────────────────── */
 

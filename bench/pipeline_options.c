@@ -203,8 +203,7 @@ static void set_list(struct bench_list *list, const uint32_t *values, size_t n, 
 bool pipeline_on_gpu(const char *device)
 {
     return strcmp(device, "cuda") == 0 ||
-           (GPTOSS_HAVE_CUDA && strcmp(device, "auto") == 0 && !getenv("GPTOSS_NO_CUDA") &&
-            access("/dev/nvidiactl", F_OK) == 0);
+           (GPTOSS_HAVE_CUDA && strcmp(device, "auto") == 0 && access("/dev/nvidiactl", F_OK) == 0);
 }
 
 static void choose_defaults(struct pipeline *p)
