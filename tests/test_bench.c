@@ -290,6 +290,10 @@ static void shares_follow_from_times(void **state)
     assert_float_near(d.replicas, 1.25); /* the median of 2, 0.8 and 1.25 */
     assert_float_near(d.bound, 3 * bench_test_bytes(&small, PLAN_KV_F32, &result.test, 2) / 8e6);
     assert_float_near(d.hop_us, 0); /* more work than time: it overlapped */
+    result.n = 2;
+    bench_derive(&result, &d);
+    assert_float_near(d.replicas, 1.4); /* of 2 and 0.8 */
+    result.n = 3;
     const double less[] = {1.5, 1.5, 3};
     result.busy = less;
     bench_derive(&result, &d);
