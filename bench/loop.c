@@ -15,7 +15,7 @@
 #define SILENCE_US     (30 * SECOND)
 #define DEADLINE_MS    300000 /* of a transfer between stages */
 #define POLL_MS        100
-#define ANSWER_SECONDS 10.0 /* for ranks to say how they are */
+#define ANSWER_SECONDS 5.0 /* for ranks to say how they are */
 
 /* ── messages out ──────────────────────────────────────────────────────────────────────────── */
 
@@ -104,6 +104,7 @@ static int beat(struct loop *loop, char *err, size_t err_size)
     Gptoss__SupervisorHeartbeat body = GPTOSS__SUPERVISOR_HEARTBEAT__INIT;
     Gptoss__SupervisorMessage message = GPTOSS__SUPERVISOR_MESSAGE__INIT;
     body.seconds = (double)now * 1e-6;
+    body.sent_us = loop->asked_us; /* a question that is not answered yet stands */
     message.body_case = GPTOSS__SUPERVISOR_MESSAGE__BODY_HEARTBEAT;
     message.heartbeat = &body;
     for (uint32_t r = 0; r < loop->options->stages; r++) {

@@ -20,7 +20,7 @@
 
 #define POLL_MS         200
 #define ANSWER_MS       6 /* until ranks that were asked how they are have answered */
-#define ANSWER_SECONDS  10.0
+#define ANSWER_SECONDS  5.0
 #define CONNECT_SECONDS 5.0   /* for a running coordinator to answer */
 #define SILENCE_SECONDS 600.0 /* without any message while requests are under way */
 #define SAY_SECONDS     5.0   /* between two lines of progress */

@@ -17,7 +17,7 @@
 #define POLL_MS        100
 #define STATUS_MS      50
 #define ANSWER_MS      6 /* until ranks that were asked how they are have answered */
-#define ANSWER_SECONDS 10.0
+#define ANSWER_SECONDS 5.0
 #define DEADLINE_US    ((uint64_t)600 * 1000000) /* without any token */
 
 struct request {

@@ -8,6 +8,7 @@
  */
 #include <pthread.h>
 #include <sched.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,6 +34,8 @@ struct bench_world {
     const struct bench_driver *driver;
     uint32_t n;               /* of parts: 1, or the number of replicas */
     struct replica *replicas; /* [n] */
+    uint32_t n_open;          /* of them; under in_use */
+    atomic_uint running;      /* replicas that have not ended the run under way */
 
     pthread_t keeper;
     bool kept;              /* there is a keeper */
@@ -49,7 +52,7 @@ static void *keep(void *arg)
     pthread_mutex_lock(&world->in_use);
     while (!world->ends) {
         struct timespec until;
-        for (uint32_t i = 0; i < world->n; i++)
+        for (uint32_t i = 0; i < world->n_open; i++)
             world->driver->idle(world->replicas[i].world);
         clock_gettime(CLOCK_REALTIME, &until);
         until.tv_sec += KEEP_SECONDS;
@@ -105,6 +108,9 @@ int bench_world_open(struct bench_world **out, const struct bench_driver *driver
     world->driver = driver;
     world->n = replicas ? options->stages : 1;
     world->replicas = base_alloc(world->n, sizeof *world->replicas);
+    pthread_mutex_init(&world->in_use, NULL);
+    pthread_cond_init(&world->ending, NULL);
+    world->kept = driver->idle && pthread_create(&world->keeper, NULL, keep, world) == 0;
     for (uint32_t i = 0; i < world->n; i++) {
         struct replica *replica = &world->replicas[i];
         replica->owner = world;
@@ -117,11 +123,11 @@ int bench_world_open(struct bench_world **out, const struct bench_driver *driver
             return code;
         }
         bandwidth += info->bandwidth;
+        pthread_mutex_lock(&world->in_use);
+        world->n_open = i + 1;
+        pthread_mutex_unlock(&world->in_use);
     }
     info->bandwidth = bandwidth;
-    pthread_mutex_init(&world->in_use, NULL);
-    pthread_cond_init(&world->ending, NULL);
-    world->kept = driver->idle && pthread_create(&world->keeper, NULL, keep, world) == 0;
     *out = world;
     return EXIT_DONE;
 }
@@ -143,12 +149,19 @@ void bench_world_close(struct bench_world *world)
     free(world);
 }
 
+/* The run, and then the ranks' company until the others have ended theirs. */
 static void *run_replica(void *arg)
 {
     struct replica *replica = arg;
-    replica->status =
-        replica->owner->driver->run(replica->world, &replica->test, replica->seed, &replica->sample,
-                                    replica->err, sizeof replica->err);
+    struct bench_world *world = replica->owner;
+    if (replica->test.sequences)
+        replica->status = world->driver->run(replica->world, &replica->test, replica->seed,
+                                             &replica->sample, replica->err, sizeof replica->err);
+    atomic_fetch_sub(&world->running, 1);
+    while (world->driver->idle && atomic_load(&world->running)) {
+        world->driver->idle(replica->world);
+        nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
+    }
     return NULL;
 }
 
@@ -157,6 +170,7 @@ static int run_replicas(struct bench_world *world, const struct bench_test *test
 {
     uint32_t first = 0, samples = bench_test_samples(test), started = 0;
     int status = 0;
+    atomic_store(&world->running, world->n);
     for (uint32_t i = 0; i < world->n; i++) {
         struct replica *replica = &world->replicas[i];
         uint32_t count = test->sequences / world->n + (i < test->sequences % world->n);
@@ -167,11 +181,10 @@ static int run_replicas(struct bench_world *world, const struct bench_test *test
         replica->sample = (struct bench_sample){.ids = sample->ids + (size_t)first * samples};
         replica->status = 0;
         first += count;
-        if (count == 0)
-            break;
         if (pthread_create(&replica->thread, NULL, run_replica, replica)) {
             snprintf(err, err_size, "cannot start a thread for replica %u", i);
             status = -1;
+            atomic_fetch_sub(&world->running, world->n - i);
             break;
         }
         started++;
