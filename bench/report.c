@@ -11,7 +11,7 @@
 #include "bench/fields.h"
 
 struct row {
-    char cells[16][128];
+    char cells[17][128]; /* [COLUMNS] */
 };
 
 struct bench_report {
@@ -121,13 +121,15 @@ enum {
     BUBBLE,
     HOP,
     BOUND,
+    EXPERTS,
     REPLICAS,
     COLUMNS
 };
 
 static const char *const headings[COLUMNS] = {
-    "model", "size",    "params", "backend", "threads", "stages", "layout",       "scaling",
-    "seqs",  "through", "test",   "t/s",     "bubble",  "hop",    "of bandwidth", "over replicas"};
+    "model",  "size",    "params",       "backend", "threads",      "stages",
+    "layout", "scaling", "seqs",         "through", "test",         "t/s",
+    "bubble", "hop",     "of bandwidth", "experts", "over replicas"};
 
 static void keep_row(struct bench_report *report, const struct bench_result *result)
 {
@@ -161,6 +163,8 @@ static void keep_row(struct bench_report *report, const struct bench_result *res
         snprintf(row->cells[HOP], CELL, "%.1f µs", derived.hop_us);
     if (derived.bound >= 0)
         snprintf(row->cells[BOUND], CELL, "%.0f %%", 100 * derived.bound);
+    if (derived.experts >= 0)
+        snprintf(row->cells[EXPERTS], CELL, "%.1f", derived.experts);
     if (derived.replicas >= 0)
         snprintf(row->cells[REPLICAS], CELL, "%.3f", derived.replicas);
 }
