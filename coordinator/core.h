@@ -31,6 +31,7 @@
 #define CORE_SECOND          1000000 /* µs */
 #define CORE_PROGRESS_US     CORE_SECOND
 #define CORE_HEARTBEAT_US    CORE_SECOND
+#define CORE_ASK_US          5000 /* between two questions how the ranks are */
 
 struct core_peer {
     unsigned char bytes[PROTO_PEER_MAX];
@@ -145,6 +146,7 @@ struct world {
     uint32_t size;
     struct rank *ranks; /* [size] */
     struct plan *plan;  /* from LOADING on */
+    uint64_t asked_us;  /* when the ranks may be asked how they are */
 };
 
 struct event {
@@ -262,6 +264,7 @@ void ranks_receive(struct coordinator *c, const struct core_peer *peer,
                    const Gptoss__RankMessage *message, uint64_t now);
 void ranks_gone(struct coordinator *c, const struct core_peer *peer, uint64_t now);
 void ranks_tick(struct coordinator *c, uint64_t now);
+void ranks_ask(struct coordinator *c, uint64_t now); /* how they are */
 void ranks_shutdown(struct coordinator *c, const char *reason);
 /* The world cannot go on: the ranks that are left are told to leave, every running request waits for
  * the next world. */

@@ -490,6 +490,21 @@ void ranks_gone(struct coordinator *c, const struct core_peer *peer, uint64_t no
                    rank->host[0] ? rank->host : "its host");
 }
 
+/* The ranks answer at once with theirs. */
+static void send_heartbeats(struct coordinator *c, uint64_t now)
+{
+    Gptoss__SupervisorHeartbeat beat = GPTOSS__SUPERVISOR_HEARTBEAT__INIT;
+    beat.seconds = (double)now / CORE_SECOND;
+    beat.sent_us = now;
+    for (uint32_t i = 0; i < c->world.size; i++)
+        if (c->world.ranks[i].here) {
+            Gptoss__SupervisorMessage m;
+            supervisor_init(&m, GPTOSS__SUPERVISOR_MESSAGE__BODY_HEARTBEAT);
+            m.heartbeat = &beat;
+            core_send_rank(c, &c->world.ranks[i].peer, &m);
+        }
+}
+
 void ranks_tick(struct coordinator *c, uint64_t now)
 {
     if (c->world.state == WORLD_NONE)
@@ -519,16 +534,15 @@ void ranks_tick(struct coordinator *c, uint64_t now)
     if (now < c->heartbeat_us)
         return;
     c->heartbeat_us = now + CORE_HEARTBEAT_US;
-    Gptoss__SupervisorHeartbeat beat = GPTOSS__SUPERVISOR_HEARTBEAT__INIT;
-    beat.seconds = (double)now / CORE_SECOND;
-    beat.sent_us = now;
-    for (uint32_t i = 0; i < c->world.size; i++)
-        if (c->world.ranks[i].here) {
-            Gptoss__SupervisorMessage m;
-            supervisor_init(&m, GPTOSS__SUPERVISOR_MESSAGE__BODY_HEARTBEAT);
-            m.heartbeat = &beat;
-            core_send_rank(c, &c->world.ranks[i].peer, &m);
-        }
+    send_heartbeats(c, now);
+}
+
+void ranks_ask(struct coordinator *c, uint64_t now)
+{
+    if (now < c->world.asked_us)
+        return;
+    c->world.asked_us = now + CORE_ASK_US;
+    send_heartbeats(c, now);
 }
 
 /* status->stages: memory of the message is the caller's to free, with the array. */
@@ -556,6 +570,7 @@ void ranks_status(const struct coordinator *c, Gptoss__Status *status)
         s->queue = rank->queue;
         s->steps = rank->steps;
         s->loaded = rank->loaded;
+        s->bandwidth = rank->bandwidth;
     }
     static const char *const states[] = {"waiting for ranks", "ranks are joining", "loading",
                                          "serving"};

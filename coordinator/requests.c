@@ -358,6 +358,7 @@ static void status(struct coordinator *c, const struct core_peer *peer,
     for (size_t i = 0; i < s.n_stages; i++)
         free(s.stages[i]);
     free(s.stages);
+    ranks_ask(c, now);
 }
 
 static void too_long(const struct coordinator *c, size_t tokens, char *err, size_t err_size)

@@ -201,5 +201,7 @@ const struct kernels_backend kernels_backend_cuda = {
     .op_linear = cuda_op_linear,
     .op_attention = cuda_op_attention,
     .op_moe = cuda_op_moe,
+    .op_sample = cuda_op_sample,
+    .limits = cuda_limits,
 };
 }

@@ -364,6 +364,8 @@ int cuda_op_rmsnorm(struct kernels *k, const struct kernels_op_rmsnorm *op, doub
 int cuda_op_linear(struct kernels *k, const struct kernels_op_linear *op, double *seconds);
 int cuda_op_attention(struct kernels *k, const struct kernels_op_attention *op, double *seconds);
 int cuda_op_moe(struct kernels *k, const struct kernels_op_moe *op, double *seconds);
+int cuda_op_sample(struct kernels *k, const struct kernels_op_sample *op, double *seconds);
+int cuda_limits(struct kernels *k, struct kernels_limits *limits);
 
 /* backend.cu: the devices of this process let a kernel start before the one in front has ended
  * (compute capability 9.0). */
