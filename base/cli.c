@@ -19,6 +19,7 @@ extern char **environ;
 /* Variables of all programs: exported for one, they are no mistake in the others. */
 /* clang-format off */
 static const char *const shared_variables[] = {
+    "GPTOSS_ALLOW",
     "GPTOSS_BENCH_CLIENTS",
     "GPTOSS_BENCH_DEPTH",
     "GPTOSS_BENCH_GEN",
@@ -36,6 +37,7 @@ static const char *const shared_variables[] = {
     "GPTOSS_BENCH_THROUGH",
     "GPTOSS_BENCH_UBATCH",
     "GPTOSS_BIND",
+    "GPTOSS_CLIENT_QUEUE",
     "GPTOSS_CONNECT",
     "GPTOSS_CONNECT_TIMEOUT",
     "GPTOSS_CONTEXT",
@@ -47,6 +49,8 @@ static const char *const shared_variables[] = {
     "GPTOSS_DRAIN_TIMEOUT",
     "GPTOSS_HEAD",
     "GPTOSS_INSECURE",
+    "GPTOSS_KEY",
+    "GPTOSS_KEYS",
     "GPTOSS_KV_TOKENS",
     "GPTOSS_KV_TYPE",
     "GPTOSS_LAUNCH",
@@ -60,6 +64,7 @@ static const char *const shared_variables[] = {
     "GPTOSS_REASONING",
     "GPTOSS_SEED",
     "GPTOSS_SEQUENCES",
+    "GPTOSS_SERVER_KEY",
     "GPTOSS_SILENCE",
     "GPTOSS_STAGES",
     "GPTOSS_STEP_DEADLINE",

@@ -39,8 +39,9 @@ enum client_task {
 struct options {
     enum client_task task;
     const char *endpoint;
-    double timeout_seconds; /* until the coordinator's first word */
-    double silence_seconds; /* between its words */
+    const char *key, *server_key; /* a file; a key or a file; NULL: none */
+    double timeout_seconds;       /* until the coordinator's first word */
+    double silence_seconds;       /* between its words */
 
     /* the prompt */
     struct text prompt;
@@ -211,8 +212,9 @@ enum session_end {
 };
 
 struct session {
-    void *context, *socket;
+    void *context, *socket, *watch;
     struct proto_frame frame;
+    char trouble[512]; /* why there is no connection, where it tells */
 };
 
 int session_open(struct session *s, const struct options *o, char *err, size_t err_size);

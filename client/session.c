@@ -29,7 +29,11 @@ int session_open(struct session *s, const struct options *o, char *err, size_t e
         snprintf(err, err_size, "cannot start ZeroMQ: %s", zmq_strerror(errno));
         return -1;
     }
-    if (proto_connect(&s->socket, s->context, o->endpoint, err, err_size) == 0)
+    struct proto_keys keys;
+    if ((o->key == NULL || (proto_keys_read(&keys, o->key, err, err_size) == 0 &&
+                            proto_keys_server(&keys, o->server_key, err, err_size) == 0)) &&
+        proto_connect_with(&s->socket, &s->watch, s->context, o->endpoint,
+                           o->key != NULL ? &keys : NULL, err, err_size) == 0)
         return 0;
     session_close(s);
     return -1;
@@ -38,6 +42,7 @@ int session_open(struct session *s, const struct options *o, char *err, size_t e
 void session_close(struct session *s)
 {
     proto_close(s->socket);
+    proto_close(s->watch);
     if (s->context != NULL)
         zmq_ctx_term(s->context); /* waits PROTO_LINGER_MS at most */
     proto_frame_free(&s->frame);
@@ -77,9 +82,30 @@ int session_next(struct session *s, Gptoss__ServerMessage **message, char *err, 
     return *message != NULL ? 1 : -1;
 }
 
-static enum session_end fell_silent(const struct options *o, bool heard, char *err, size_t err_size)
+/* Hears what became of the connection. True: it is a new one. */
+static bool watch_link(struct session *s)
+{
+    bool up = false;
+    enum proto_link link;
+    char text[sizeof s->trouble];
+    while ((link = proto_watch_next(s->watch, text, sizeof text)) != PROTO_LINK_SAME)
+        if (link == PROTO_LINK_UP) {
+            up = true;
+            s->trouble[0] = '\0';
+        } else if (link == PROTO_LINK_DENIED)
+            snprintf(s->trouble, sizeof s->trouble, "%s", text);
+    return up;
+}
+
+static enum session_end fell_silent(struct session *s, const struct options *o, bool heard,
+                                    char *err, size_t err_size)
 {
     char time[32];
+    watch_link(s);
+    if (s->trouble[0] != '\0' && !heard) {
+        snprintf(err, err_size, "%s: %s", o->endpoint, s->trouble);
+        return SESSION_ABSENT;
+    }
     text_seconds(time, heard ? o->silence_seconds : o->timeout_seconds);
     if (heard) {
         snprintf(err, err_size,
@@ -148,8 +174,10 @@ static enum session_end wait_for_answer(struct session *s, const struct options 
         }
         if (seen > 0 && now - cancelled > CANCEL_SECONDS)
             return SESSION_INTERRUPTED;
-        if (now - last > (heard_any ? o->silence_seconds : o->timeout_seconds))
-            return fell_silent(o, heard_any, err, err_size);
+        watch_link(s);
+        if ((s->trouble[0] != '\0' && !heard_any) ||
+            now - last > (heard_any ? o->silence_seconds : o->timeout_seconds))
+            return fell_silent(s, o, heard_any, err, err_size);
         zmq_pollitem_t item = {.socket = s->socket, .events = ZMQ_POLLIN};
         zmq_poll(&item, 1, POLL_MS);
     }
@@ -182,7 +210,7 @@ enum session_end session_ask(struct session *s, const struct options *o,
     if (proto_send(s->socket, &message->base, err, err_size) != 0)
         return SESSION_BROKEN;
     double start = clock_seconds();
-    while (clock_seconds() - start < o->timeout_seconds) {
+    while (clock_seconds() - start < o->timeout_seconds && s->trouble[0] == '\0') {
         Gptoss__ServerMessage *got = NULL;
         int status = session_next(s, &got, err, err_size);
         if (status < 0)
@@ -200,10 +228,11 @@ enum session_end session_ask(struct session *s, const struct options *o,
                 return SESSION_BROKEN;
             continue;
         }
+        watch_link(s);
         zmq_pollitem_t item = {.socket = s->socket, .events = ZMQ_POLLIN};
         zmq_poll(&item, 1, POLL_MS);
     }
-    return fell_silent(o, false, err, err_size);
+    return fell_silent(s, o, false, err, err_size);
 }
 
 enum session_end session_status(struct session *s, const struct options *o,

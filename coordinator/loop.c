@@ -16,6 +16,7 @@
 #include <zmq.h>
 
 #include "base/base.h"
+#include "coordinator/keygen.h"
 #include "coordinator/launch.h"
 #include "proto/proto.h"
 
@@ -29,6 +30,9 @@ struct loop {
     struct coordinator *c;
     const struct loop_options *options;
     void *context, *clients, *ranks;
+    struct proto_keys keys;    /* of the coordinator, where there are keys */
+    struct proto_guard *guard; /* NULL: everybody is admitted */
+    uint64_t refused_us;       /* when it was last told that somebody was not */
     struct proto_frame frame;
     struct launch launch;
     char workers_endpoint[256];            /* as launched ranks connect to it */
@@ -215,18 +219,72 @@ static void flush(struct loop *l)
 
 /* ── the loop ──────────────────────────────────────────────────────────────────────────────── */
 
-static int bind_endpoint(void **socket, struct loop *l, const char *option, const char *endpoint)
+/* The coordinator's keys and its allow list. */
+static int open_keys(struct loop *l)
+{
+    char path[PATH_MAX];
+    const struct loop_options *o = l->options;
+    if (!o->keys) {
+        unsetenv(
+            "GPTOSS_KEY"); /* of launched ranks: it would be meant for a coordinator with keys */
+        return EXIT_DONE;
+    }
+    snprintf(path, sizeof path, "%s/" KEYGEN_COORDINATOR, o->keys);
+    if (proto_keys_read(&l->keys, path, l->err, l->err_size))
+        return EXIT_USAGE;
+    snprintf(path, sizeof path, "%s/" KEYGEN_WORKER, o->keys);
+    if (o->launch && access(path, R_OK)) {
+        snprintf(l->err, l->err_size,
+                 "%s: %m: the ranks of --launch show this key: "
+                 "gptoss-coordinator keygen %s worker",
+                 path, o->keys);
+        return EXIT_USAGE;
+    }
+    setenv("GPTOSS_KEY", path, 1);
+    unsetenv("GPTOSS_SERVER_KEY");
+    if (o->allow)
+        snprintf(path, sizeof path, "%s", o->allow);
+    else
+        snprintf(path, sizeof path, "%s/" KEYGEN_ALLOW, o->keys);
+    if (proto_guard_create(&l->guard, l->context, path, l->err, l->err_size))
+        return EXIT_USAGE;
+    return EXIT_DONE;
+}
+
+/* Who asks to be admitted is answered; that somebody was not is told once a second. */
+static void watch_door(struct loop *l, uint64_t now)
+{
+    char text[1024];
+    int status = 0;
+    for (int i = 0; i < LOOP_BATCH && l->guard; i++) {
+        if ((status = proto_guard_answer(l->guard, text, sizeof text)) == 0)
+            return;
+        if (status != 1 && (!l->refused_us || now >= l->refused_us + LOOP_RETRY_US)) {
+            l->refused_us = now;
+            log_warn("%s", text);
+        }
+    }
+}
+
+static int bind_endpoint(void **socket, struct loop *l, const char *option, const char *role,
+                         const char *endpoint)
 {
     char err[400];
-    if (!l->options->insecure && !proto_endpoint_is_local(endpoint)) {
+    struct proto_bind_options options = {.role = role};
+    if (!l->guard && !l->options->insecure && !proto_endpoint_is_local(endpoint)) {
         snprintf(
             l->err, l->err_size,
             "%s %s can be reached from other hosts, and whoever reaches it can use or stop this "
-            "server: bind a loopback address or ipc://, or say --insecure on a network you trust",
+            "server: make keys (gptoss-coordinator keygen keys) and give --keys keys; or bind a "
+            "loopback address or ipc://; or say --insecure on a network where you trust everybody",
             option, endpoint);
         return EXIT_USAGE;
     }
-    if (proto_bind(socket, l->context, endpoint, err, sizeof err)) {
+    if (l->guard)
+        options.keys = &l->keys;
+    if (role[0] == 'c')
+        options.queue = l->options->client_queue;
+    if (proto_bind_with(socket, l->context, endpoint, &options, err, sizeof err)) {
         snprintf(l->err, l->err_size, "%s: %s", option, err);
         return EXIT_FAILED;
     }
@@ -277,9 +335,11 @@ int loop_run(struct coordinator *c, const struct loop_options *options, char *er
     watch_signals();
     raise_descriptors();
     l.context = zmq_ctx_new();
-    l.code = bind_endpoint(&l.clients, &l, "--bind", options->clients_endpoint);
+    l.code = open_keys(&l);
     if (l.code == EXIT_DONE)
-        l.code = bind_endpoint(&l.ranks, &l, "--workers-bind", options->workers_endpoint);
+        l.code = bind_endpoint(&l.clients, &l, "--bind", "client", options->clients_endpoint);
+    if (l.code == EXIT_DONE)
+        l.code = bind_endpoint(&l.ranks, &l, "--workers-bind", "worker", options->workers_endpoint);
     if (l.code != EXIT_DONE)
         goto done;
     reachable(&l);
@@ -294,13 +354,18 @@ int loop_run(struct coordinator *c, const struct loop_options *options, char *er
         if (l.launch_at && l.launch_at < next)
             next = l.launch_at;
         long wait = next > now ? (long)((next - now + 999) / 1000) : 0;
-        zmq_pollitem_t items[3] = {{.socket = l.ranks, .events = ZMQ_POLLIN},
+        zmq_pollitem_t items[4] = {{.socket = l.ranks, .events = ZMQ_POLLIN},
                                    {.socket = l.clients, .events = ZMQ_POLLIN},
                                    {.fd = signal_pipe[0], .events = ZMQ_POLLIN}};
-        zmq_poll(items, 3, wait);
+        int n_items = 3;
+        if (l.guard)
+            items[n_items++] =
+                (zmq_pollitem_t){.socket = proto_guard_socket(l.guard), .events = ZMQ_POLLIN};
+        zmq_poll(items, n_items, wait);
         char drop[64];
         while (read(signal_pipe[0], drop, sizeof drop) > 0)
             ;
+        watch_door(&l, clock_us());
         receive(&l, COORDINATOR_RANKS);
         receive(&l, COORDINATOR_CLIENTS);
         now = clock_us();
@@ -348,6 +413,7 @@ int loop_run(struct coordinator *c, const struct loop_options *options, char *er
 done:
     proto_close(l.clients);
     proto_close(l.ranks);
+    proto_guard_destroy(l.guard);
     zmq_ctx_term(l.context);
     proto_frame_free(&l.frame);
     return l.code;

@@ -9,6 +9,9 @@
 struct loop_options {
     const char *clients_endpoint, *workers_endpoint;
     bool insecure;        /* endpoints that others can reach may be bound */
+    const char *keys;     /* a folder that keygen made: who connects shows a key; NULL: nobody */
+    const char *allow;    /* the allow list; NULL: the folder's */
+    int client_queue;     /* messages that may wait for one client; 0: the door's default */
     uint32_t launch;      /* ranks to start with mpirun; 0: wait for those that come */
     const char *worker;   /* path of gptoss-worker, for launch */
     double drain_seconds; /* after SIGINT or SIGTERM, running requests have so long */

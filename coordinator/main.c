@@ -12,13 +12,20 @@
 
 #include "base/base.h"
 #include "coordinator/coordinator.h"
+#include "coordinator/keygen.h"
 #include "coordinator/loop.h"
 
 #define LAYERS_MAX 4096
 
 struct options {
+<<<<<<< HEAD
     const char *model, *bind, *workers_bind, *layers, *head, *kv_type, *device, *worker, *costs;
     int64_t launch, context, sequences, threads, max_queue, step_tokens, kv_tokens;
+=======
+    const char *model, *bind, *workers_bind, *layers, *kv_type, *device, *worker, *costs, *keys,
+        *allow;
+    int64_t client_queue, launch, context, sequences, threads, max_queue, step_tokens, kv_tokens;
+>>>>>>> de5cb9a (coordinator, proto: CURVE keys, an allow list, keygen)
     double drain, token_gap, step_deadline, silence;
     bool plan_only, insecure, no_prefix_cache;
 };
@@ -159,6 +166,9 @@ static int run(const struct options *o, const char *path, const uint32_t *layers
         .clients_endpoint = o->bind,
         .workers_endpoint = o->workers_bind,
         .insecure = o->insecure,
+        .keys = o->keys,
+        .allow = o->allow,
+        .client_queue = (int)o->client_queue,
         .launch = (uint32_t)o->launch,
         .worker = o->worker ? o->worker : worker_beside(),
         .drain_seconds = o->drain,
@@ -176,6 +186,8 @@ done:
 
 int main(int argc, char **argv)
 {
+    if (argc > 1 && strcmp(argv[1], "keygen") == 0)
+        return keygen_run(argc - 1, argv + 1);
     struct options o = {
         .bind = "tcp://127.0.0.1:5555",
         .workers_bind = "tcp://127.0.0.1:5556",
@@ -230,11 +242,21 @@ int main(int argc, char **argv)
          "tcp://127.0.0.1:5555", "GPTOSS_BIND", &o.bind, 0, 0, NULL},
         {CLI_STRING, "workers-bind", 0, "ENDPOINT", "for ranks", "tcp://127.0.0.1:5556",
          "GPTOSS_WORKERS_BIND", &o.workers_bind, 0, 0, NULL},
-        {CLI_FLAG, "insecure", 0, NULL, "allow endpoints that other hosts can reach", NULL,
-         "GPTOSS_INSECURE", &o.insecure, 0, 0, NULL},
+        {CLI_STRING, "keys", 0, "FOLDER",
+         "keys that keygen made: clients and ranks have to show one, and everything is encrypted",
+         NULL, "GPTOSS_KEYS", &o.keys, 0, 0, NULL},
+        {CLI_STRING, "allow", 0, "FILE", "whom to admit: a line ROLE KEY NAME for each",
+         "FOLDER/allow", "GPTOSS_ALLOW", &o.allow, 0, 0, NULL},
+        {CLI_FLAG, "insecure", 0, NULL,
+         "without keys, allow endpoints that other hosts can reach: everybody there can use and "
+         "stop this server",
+         NULL, "GPTOSS_INSECURE", &o.insecure, 0, 0, NULL},
         {.type = CLI_GROUP, .text = "Limits"},
         {CLI_INT, "max-queue", 0, "N", "requests that may wait", "512", "GPTOSS_MAX_QUEUE",
          &o.max_queue, 1, 100000, NULL},
+        {CLI_INT, "client-queue", 0, "N",
+         "messages that may wait for a client that does not read; then it is taken for gone",
+         "10000", "GPTOSS_CLIENT_QUEUE", &o.client_queue, 1, 1000000, NULL},
         {CLI_INT, "step-tokens", 0, "N", "tokens of one step", "2048, or 128 on CPUs",
          "GPTOSS_STEP_TOKENS", &o.step_tokens, 1, 8192, NULL},
         {CLI_FLOAT, "token-gap", 0, "MS",
@@ -253,7 +275,8 @@ int main(int argc, char **argv)
         .summary =
             "serves a gpt-oss model through a pipeline of ranks: accepts prompts over ZeroMQ, "
             "schedules them, and streams back the tokens that the ranks sample",
-        .usage = "gptoss-coordinator --model FILE [options]",
+        .usage = "gptoss-coordinator --model FILE [options]\n"
+                 "gptoss-coordinator keygen FOLDER [NAME]...    keys for clients on other hosts",
         .examples = "  gptoss-coordinator -m models/gptoss-tiny-mxfp4.gguf --launch 4\n"
                     "      serve the bundled model with four ranks that it starts itself\n"
                     "  gptoss-coordinator -m model.gguf          (and elsewhere: mpirun -np 4 "
@@ -278,6 +301,10 @@ int main(int argc, char **argv)
         return usage("what is meant by ", args[0]);
     if (!o.model)
         return usage("which model? give --model FILE", "");
+    if (o.keys && o.insecure)
+        return usage("--keys and --insecure exclude each other: leave one out", "");
+    if (o.allow && !o.keys)
+        return usage("--allow means nothing without --keys FOLDER", "");
     uint32_t layers[LAYERS_MAX], n_layers = 0;
     if (o.layers && parse_layers(o.layers, layers, &n_layers))
         return usage("--layers is a list such as 7,7,6,4, not ", o.layers);

@@ -26,6 +26,8 @@ struct piece {
     size_t size, used; /* of what follows */
 };
 
+#define HANDSHAKE_MS 10000 /* who has not said who he is by then is cut off */
+
 #define PIECE_MIN 1024
 #define PIECE_MAX ((size_t)1 << 20)
 
@@ -143,17 +145,36 @@ static int set_int(void *socket, int option, int value)
     return zmq_setsockopt(socket, option, &value, sizeof value);
 }
 
-static void *make_socket(void *context, int type, const char *endpoint)
+static int set_text(void *socket, int option, const char *text)
+{
+    return zmq_setsockopt(socket, option, text, strlen(text));
+}
+
+static int set_keys(void *socket, const struct proto_keys *keys, const char *role)
+{
+    int status = set_text(socket, ZMQ_CURVE_SECRETKEY, keys->secret_key);
+    status |= set_text(socket, ZMQ_CURVE_PUBLICKEY, keys->public_key);
+    if (role == NULL)
+        return status | set_text(socket, ZMQ_CURVE_SERVERKEY, keys->server_key);
+    status |= set_int(socket, ZMQ_CURVE_SERVER, 1);
+    return status | set_text(socket, ZMQ_ZAP_DOMAIN, role);
+}
+
+static void *make_socket(void *context, int type, const char *endpoint,
+                         const struct proto_bind_options *options)
 {
     void *socket = zmq_socket(context, type);
     if (socket == NULL)
         return NULL;
     /* Senders that are wrong by less than 16 times are told so (proto_receive: 2); beyond that
-     * ZeroMQ cuts them off. */
-    int64_t frame_max = 16 * (int64_t)PROTO_MESSAGE_MAX;
+     * ZeroMQ cuts them off. Where strangers may knock, memory for their frames is bounded closely. */
+    int64_t frame_max = (options->keys != NULL ? 1 : 16) * (int64_t)PROTO_MESSAGE_MAX + 4096;
     int status = zmq_setsockopt(socket, ZMQ_MAXMSGSIZE, &frame_max, sizeof frame_max);
+    if (options->keys != NULL)
+        status |= set_keys(socket, options->keys, type == ZMQ_ROUTER ? options->role : NULL);
+    status |= set_int(socket, ZMQ_HANDSHAKE_IVL, HANDSHAKE_MS);
     status |= set_int(socket, ZMQ_LINGER, PROTO_LINGER_MS);
-    status |= set_int(socket, ZMQ_SNDHWM, 10000);
+    status |= set_int(socket, ZMQ_SNDHWM, options->queue > 0 ? options->queue : 10000);
     status |= set_int(socket, ZMQ_RCVHWM, 10000);
     status |= set_int(socket, ZMQ_HEARTBEAT_IVL, 2000);
     status |= set_int(socket, ZMQ_HEARTBEAT_TIMEOUT, 6000);
@@ -264,8 +285,73 @@ static bool port_is_too_large(const char *endpoint)
            strtol(colon + 1, NULL, 10) > 65535;
 }
 
+/* ── what becomes of a connection ──────────────────────────────────────────────────────────── */
+
+#define WATCHED                                                                                    \
+    (ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED |                                      \
+     ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
+
+static int open_watch(void **watch, void *context, void *socket)
+{
+    char endpoint[64];
+    snprintf(endpoint, sizeof endpoint, "inproc://gptoss-watch-%p", socket);
+    if (zmq_socket_monitor(socket, endpoint, WATCHED) != 0 ||
+        (*watch = zmq_socket(context, ZMQ_PAIR)) == NULL)
+        return -1;
+    return zmq_connect(*watch, endpoint);
+}
+
+enum proto_link proto_watch_next(void *watch, char *text, size_t text_size)
+{
+    unsigned char event[16];
+    char where[8]; /* the endpoint, which we know */
+    for (;;) {
+        int size = zmq_recv(watch, event, sizeof event, ZMQ_DONTWAIT);
+        if (size < 0 && errno == EINTR)
+            continue;
+        if (size < 0)
+            return PROTO_LINK_SAME;
+        while (zmq_recv(watch, where, sizeof where, ZMQ_DONTWAIT) < 0 && errno == EINTR)
+            ;
+        uint16_t number;
+        uint32_t value;
+        if (size < 6)
+            continue;
+        memcpy(&number, event, sizeof number);
+        memcpy(&value, event + 2, sizeof value);
+        switch (number) {
+        case ZMQ_EVENT_HANDSHAKE_SUCCEEDED: return PROTO_LINK_UP;
+        case ZMQ_EVENT_HANDSHAKE_FAILED_AUTH:
+            snprintf(text, text_size,
+                     "the coordinator does not admit this key: its line has to stand in the "
+                     "coordinator's allow list, with the right role (gptoss-coordinator keygen "
+                     "makes both)");
+            return PROTO_LINK_DENIED;
+        case ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL:
+            if (value == ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
+                snprintf(text, text_size,
+                         "one side uses keys and the other does not: give --key FILE for a "
+                         "coordinator that runs with --keys, and none for others");
+            else
+                snprintf(text, text_size,
+                         "the keys do not fit (0x%x): is the coordinator's public key in the key "
+                         "file, or in --server-key, the one that it has now?",
+                         (unsigned)value);
+            return PROTO_LINK_DENIED;
+        default: return PROTO_LINK_DOWN;
+        }
+    }
+}
+
 int proto_bind(void **socket, void *context, const char *endpoint, char *err, size_t err_size)
 {
+    return proto_bind_with(socket, context, endpoint, NULL, err, err_size);
+}
+
+int proto_bind_with(void **socket, void *context, const char *endpoint,
+                    const struct proto_bind_options *options, char *err, size_t err_size)
+{
+    static const struct proto_bind_options plain;
     const char *path = ipc_path(endpoint);
     int error = path != NULL ? check_ipc_path(path) : port_is_too_large(endpoint) ? EINVAL : 0;
     *socket = NULL;
@@ -276,7 +362,8 @@ int proto_bind(void **socket, void *context, const char *endpoint, char *err, si
                  endpoint);
         return -1;
     }
-    void *made = error == 0 ? make_socket(context, ZMQ_ROUTER, endpoint) : NULL;
+    void *made =
+        error == 0 ? make_socket(context, ZMQ_ROUTER, endpoint, options ? options : &plain) : NULL;
     if (error == 0 && (made == NULL || zmq_bind(made, endpoint) != 0))
         error = errno;
     if (error == 0) {
@@ -290,14 +377,29 @@ int proto_bind(void **socket, void *context, const char *endpoint, char *err, si
 
 int proto_connect(void **socket, void *context, const char *endpoint, char *err, size_t err_size)
 {
+    return proto_connect_with(socket, NULL, context, endpoint, NULL, err, err_size);
+}
+
+int proto_connect_with(void **socket, void **watch, void *context, const char *endpoint,
+                       const struct proto_keys *keys, char *err, size_t err_size)
+{
+    const struct proto_bind_options options = {.keys = keys};
     *socket = NULL;
+    if (watch != NULL)
+        *watch = NULL;
     int error = port_is_too_large(endpoint) ? EINVAL : 0;
-    void *made = error == 0 ? make_socket(context, ZMQ_DEALER, endpoint) : NULL;
+    void *made = error == 0 ? make_socket(context, ZMQ_DEALER, endpoint, &options) : NULL;
+    if (error == 0 && made != NULL && watch != NULL && open_watch(watch, context, made) != 0)
+        error = errno;
     if (error == 0 && (made == NULL || zmq_connect(made, endpoint) != 0))
         error = errno;
     if (error != 0) {
         explain("connect to", endpoint, error, err, err_size);
         proto_close(made);
+        if (watch != NULL) {
+            proto_close(*watch);
+            *watch = NULL;
+        }
         return -1;
     }
     *socket = made;

@@ -61,12 +61,71 @@ int proto_bind(void **socket, void *context, const char *endpoint, char *err, si
 int proto_connect(void **socket, void *context, const char *endpoint, char *err, size_t err_size);
 void proto_close(void *socket); /* NULL is fine */
 
+/* The same with keys (below) and other bounds. NULL options, zeros: as above. */
+struct proto_bind_options {
+    const struct proto_keys *keys; /* the other side has to show a key that the guard admits */
+    const char *role;              /* told to the guard: "client", "worker" */
+    int queue; /* messages that may wait for one peer; it is told as not reading beyond; 0: 10000 */
+};
+int proto_bind_with(void **socket, void *context, const char *endpoint,
+                    const struct proto_bind_options *options, char *err, size_t err_size);
+/* *watch, where it is asked for: what becomes of the connection, for proto_watch_next. It is closed
+ * with proto_close, after the socket. */
+int proto_connect_with(void **socket, void **watch, void *context, const char *endpoint,
+                       const struct proto_keys *keys, char *err, size_t err_size);
+
+enum proto_link {
+    PROTO_LINK_SAME,   /* nothing new */
+    PROTO_LINK_UP,     /* connected, and admitted */
+    PROTO_LINK_DOWN,   /* not connected any more; it is tried again without end */
+    PROTO_LINK_DENIED, /* the other side does not admit us, or is not whom we look for; `text` says */
+};
+enum proto_link proto_watch_next(void *watch, char *text, size_t text_size);
+
 /* Where a bound socket really is: tcp://127.0.0.1:0 becomes the port that was chosen. */
 int proto_endpoint(void *socket, char *endpoint, size_t endpoint_size);
 
 /* Whether a program may bind `endpoint` without being told that the port will be open to others:
  * ipc, and tcp on a loopback address. */
 int proto_endpoint_is_local(const char *endpoint);
+
+/* ── who is who: CURVE ─────────────────────────────────────────────────────────────────────────
+ *
+ * Everybody has a pair of keys. A coordinator knows the public keys of those that it admits (the allow
+ * list), the others know the coordinator's. Before both have shown theirs nothing of a message is read,
+ * and what is sent is encrypted. Keys are text, Z85.
+ */
+#define PROTO_KEY_SIZE 41 /* 40 characters and the end */
+
+struct proto_keys {
+    char public_key[PROTO_KEY_SIZE], secret_key[PROTO_KEY_SIZE];
+    char server_key[PROTO_KEY_SIZE]; /* the coordinator's public key; "": this is the coordinator */
+};
+
+int proto_keys_create(struct proto_keys *keys, char *err, size_t err_size);
+/* A file of lines `public KEY`, `secret KEY`, `server KEY`, with `#` before comments. A new one is
+ * readable by its owner alone, and one that others may read is refused. */
+int proto_keys_write(const struct proto_keys *keys, const char *path, const char *comment,
+                     char *err, size_t err_size);
+int proto_keys_read(struct proto_keys *keys, const char *path, char *err, size_t err_size);
+/* A public key: written out, or of a file that has a line `public KEY`. */
+int proto_key_read(char key[PROTO_KEY_SIZE], const char *key_or_path, char *err, size_t err_size);
+
+/* Sets the server_key of keys that will be shown to a coordinator: NULL: the one that they were read
+ * with, which has to be there. */
+int proto_keys_server(struct proto_keys *keys, const char *key_or_path, char *err, size_t err_size);
+
+/* Admits those whose key stands in the allow list, a file of lines `ROLE KEY NAME`; it is read again
+ * when it has changed. The guard has to be there before the sockets of its context are bound, and
+ * until they are closed. */
+struct proto_guard;
+int proto_guard_create(struct proto_guard **guard, void *context, const char *allow_path, char *err,
+                       size_t err_size);
+void proto_guard_destroy(struct proto_guard *guard); /* NULL is fine */
+void *proto_guard_socket(struct proto_guard *guard); /* to poll */
+/* Answers one that asks to be admitted. 1: admitted; 2: refused, `text` says who and why; 0: nobody
+ * asks; -1: failed, or the list cannot be read (the old one holds). */
+int proto_guard_answer(struct proto_guard *guard, char *text, size_t text_size);
 
 /* Receives without waiting. 1: `frame` holds a message; 0: there is none; 2: there was one, but not
  * of one frame, or larger than PROTO_MESSAGE_MAX (peer is set, so that it can be refused, and `err`

@@ -10,7 +10,7 @@
 #define BEAT_US 1000000u
 
 struct link {
-    void *context, *socket;
+    void *context, *socket, *watch;
     struct proto_frame frame;
     uint64_t epoch;
     uint64_t beat_us; /* when the next heartbeat is due */
@@ -19,7 +19,8 @@ struct link {
     uint64_t silence_us, looked_us;
 };
 
-int link_create(struct link **out, const char *endpoint, char *err, size_t err_size)
+int link_create(struct link **out, const char *endpoint, const struct proto_keys *keys, char *err,
+                size_t err_size)
 {
     *out = NULL;
     struct link *link = base_alloc(1, sizeof *link);
@@ -27,7 +28,8 @@ int link_create(struct link **out, const char *endpoint, char *err, size_t err_s
         snprintf(err, err_size, "ZeroMQ could not start: %s", zmq_strerror(zmq_errno()));
         goto fail;
     }
-    if (proto_connect(&link->socket, link->context, endpoint, err, err_size))
+    if (proto_connect_with(&link->socket, &link->watch, link->context, endpoint, keys, err,
+                           err_size))
         goto fail;
     link->looked_us = clock_us();
     *out = link;
@@ -43,6 +45,7 @@ void link_destroy(struct link *link)
     if (link == NULL)
         return;
     proto_close(link->socket);
+    proto_close(link->watch);
     if (link->context)
         zmq_ctx_term(link->context);
     proto_frame_free(&link->frame);
@@ -124,6 +127,16 @@ double link_silence(struct link *link)
     if (link->epoch)
         link->silence_us += passed < 1000000 ? passed : 1000000;
     return (double)link->silence_us * 1e-6;
+}
+
+void link_trouble(struct link *link, char *err, size_t err_size)
+{
+    char text[512] = "";
+    enum proto_link is;
+    while ((is = proto_watch_next(link->watch, text, sizeof text)) != PROTO_LINK_SAME)
+        if (is == PROTO_LINK_UP)
+            text[0] = 0;
+    snprintf(err, err_size, "%s", text);
 }
 
 int link_fd(struct link *link)

@@ -13,7 +13,9 @@
 
 struct link;
 
-int link_create(struct link **out, const char *endpoint, char *err, size_t err_size);
+/* keys NULL: the coordinator asks for none. */
+int link_create(struct link **out, const char *endpoint, const struct proto_keys *keys, char *err,
+                size_t err_size);
 /* Waits a little for what was sent to be on its way. NULL is fine. */
 void link_destroy(struct link *link);
 
@@ -31,6 +33,9 @@ bool link_beat_due(struct link *link);
 void link_beat_soon(struct link *link);
 /* Seconds that the coordinator has been silent for; call it after everything was received. */
 double link_silence(struct link *link);
+
+/* Why the coordinator does not answer, where the connection tells; else "". */
+void link_trouble(struct link *link, char *err, size_t err_size);
 
 /* To sleep on; -1: do not sleep, there is something to receive. */
 int link_fd(struct link *link);

@@ -254,10 +254,14 @@ static int greet(struct worker *w)
             return -1;
         if (w->phase == PHASE_WELCOMED)
             return 0;
-        if (now - begin > w->options.connect_timeout + patience(w))
+        char trouble[600] = "";
+        link_trouble(w->link, trouble, sizeof trouble);
+        if (trouble[0] || now - begin > w->options.connect_timeout + patience(w))
             return end(w, EXIT_COORDINATOR,
-                       "no coordinator at %s: start one with gptoss-coordinator --model FILE",
-                       w->options.coordinator);
+                       trouble[0]
+                           ? "%s: %s"
+                           : "no coordinator at %s: start one with gptoss-coordinator --model FILE",
+                       w->options.coordinator, trouble);
         listen_for(w, next - now);
     }
 }
@@ -470,12 +474,18 @@ int worker_create(struct worker **out, struct worker_world *world,
     w->info = worker_world_info(world);
     w->options = *options;
     w->begin_seconds = clock_seconds();
-    if (link_create(&w->link, options->coordinator, err, err_size)) {
-        free(w);
-        return -1;
-    }
+    struct proto_keys keys;
+    if (options->key && (proto_keys_read(&keys, options->key, err, err_size) ||
+                         proto_keys_server(&keys, options->server_key, err, err_size)))
+        goto fail;
+    if (link_create(&w->link, options->coordinator, options->key ? &keys : NULL, err, err_size))
+        goto fail;
     *out = w;
     return 0;
+
+fail:
+    free(w);
+    return -1;
 }
 
 void worker_destroy(struct worker *w)

@@ -114,6 +114,8 @@ struct worker_options {
     const char *coordinator; /* endpoint */
     const char *device;      /* NULL: the coordinator's choice */
     uint32_t threads;        /* 0: the coordinator's choice */
+    const char *key;         /* file of keys to show; NULL: none */
+    const char *server_key;  /* the coordinator's public key or its file; NULL: that of `key` */
     double connect_timeout;  /* seconds */
 };
 
