@@ -49,10 +49,14 @@ struct coordinator_options {
     uint32_t n_layers_given;
     bool no_prefix_cache;      /* no sequence shares KV blocks with another */
     uint32_t max_queue;        /* requests that wait; 0: 512 */
+    size_t max_queue_bytes;    /* of their prompts; 0: 256 MiB */
+    uint32_t max_client;       /* requests of one connection; 0: any number */
     uint64_t step_deadline_us; /* 0: 300 s */
     uint64_t silence_us;       /* a rank that says nothing for so long is lost; 0: 15 s */
     uint64_t seed;             /* of the seeds chosen for requests that name none */
     uint64_t epoch;            /* the last epoch that was used; the first world gets one more */
+    bool journal;              /* hand out COORDINATOR_KEEP, and wait for coordinator_kept */
+    uint64_t wall_us;          /* the wall clock minus the clock that is told */
 };
 
 /* 0, or -1 with *out NULL: the vocabulary is unusable, the options contradict the model. */
@@ -78,6 +82,7 @@ enum coordinator_event_kind {
     COORDINATOR_LOG,        /* text at level (enum log_level) */
     COORDINATOR_SERVING,    /* the world of ranks is ready; text is the table of the plan */
     COORDINATOR_LOST,       /* the world of ranks is gone; text says why */
+    COORDINATOR_KEEP,       /* a record for the journal; code 1: it has to be on disk soon */
     COORDINATOR_IMPOSSIBLE, /* no world of this size can run the model here; code is an exit code */
 };
 
@@ -93,8 +98,16 @@ struct coordinator_event {
 /* The next event in order; what it points to is valid until the next call with `c`. */
 bool coordinator_take(struct coordinator *c, struct coordinator_event *event);
 
-/* Drain: refuse new requests, finish those that are there. Stop: end those too, and tell the ranks to
- * leave. */
+/* The first so many COORDINATOR_KEEPs are on disk: what waited for that is accepted. */
+void coordinator_kept(struct coordinator *c, uint64_t records, uint64_t now_us);
+/* A record of an earlier run, in the order in which they were handed out, before anything else happens.
+ * Its request waits again, and lingers for its client. -1 and a sentence: it is not one, or does not fit
+ * to the others; it changes nothing. */
+int coordinator_restore(struct coordinator *c, const void *bytes, size_t size, uint64_t now_us,
+                        char *err, size_t err_size);
+
+/* Drain: refuse new requests, finish those that are there. Stop: end those too, unless
+ * a journal keeps them, and tell the ranks to leave. */
 void coordinator_drain(struct coordinator *c, uint64_t now_us);
 void coordinator_stop(struct coordinator *c, const char *reason, uint64_t now_us);
 /* The ranks' process ended: what it held is lost. */

@@ -18,6 +18,8 @@ int coordinator_create(struct coordinator **out, const struct coordinator_option
     metrics_create(c);
     if (!c->options.max_queue)
         c->options.max_queue = 512;
+    if (!c->options.max_queue_bytes)
+        c->options.max_queue_bytes = (size_t)256 << 20;
     if (!c->options.step_deadline_us)
         c->options.step_deadline_us = 300 * (uint64_t)CORE_SECOND;
     if (!c->options.silence_us)
@@ -133,6 +135,13 @@ static void peer_copy(struct core_peer *to, const struct core_peer *from)
 {
     memcpy(to->bytes, from->bytes, from->size);
     to->size = from->size;
+}
+
+struct text *core_keep(struct coordinator *c, bool soon)
+{
+    struct event *event = event_add(c, COORDINATOR_KEEP);
+    event->code = soon;
+    return &event->bytes;
 }
 
 void core_event(struct coordinator *c, enum coordinator_event_kind kind, int code, const char *text)
@@ -276,7 +285,7 @@ void coordinator_tick(struct coordinator *c, uint64_t now_us)
 
 uint64_t coordinator_next(const struct coordinator *c, uint64_t now_us)
 {
-    if (requests_count(c, REQUEST_ENCODING))
+    if (requests_count(c, REQUEST_ENCODING) > c->n_keeping)
         return now_us;
     uint64_t next = requests_next(c, now_us);
     if (c->world.state != WORLD_NONE && c->heartbeat_us < next)
@@ -300,7 +309,7 @@ void coordinator_stop(struct coordinator *c, const char *reason, uint64_t now_us
 {
     c->draining = c->stopped = true;
     for (size_t i = 0; i < c->n_requests; i++)
-        if (c->requests[i]->state != REQUEST_DONE)
+        if (c->requests[i]->state != REQUEST_DONE && !c->requests[i]->kept)
             requests_finish(c, c->requests[i], GPTOSS__FINISHED__REASON__ERROR,
                             GPTOSS__CODE__SHUTTING_DOWN, reason, now_us);
     ranks_shutdown(c, reason);

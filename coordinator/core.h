@@ -101,6 +101,12 @@ struct request {
     size_t outputs_bytes;
     struct text finished;
 
+    /* Where there is a journal. */
+    struct text asked; /* packed, until it is accepted */
+    bool kept;         /* the journal knows it */
+    bool keeping;      /* ENCODING is over, but it is not yet on disk: */
+    uint64_t record;   /* when so many records are */
+
     /* A request that brings the ranks down is not replayed for ever. */
     uint32_t deaths;
     size_t tokens_at_death;
@@ -166,7 +172,13 @@ struct coordinator {
     struct request **requests; /* [n_requests], by age; owned */
     size_t n_requests, requests_capacity;
     uint32_t n_encoding, n_done; /* of them in these states */
-    uint64_t requests_due_us;    /* when a deadline, a progress or a removal is due; 0: look */
+    uint32_t n_keeping;          /* of those ENCODING */
+    uint64_t n_records;          /* handed out */
+    uint64_t finished_us,
+        finish_gap_us;        /* the last request that ended; the usual time between two */
+    uint32_t refused_since;   /* requests refused as too many, since then */
+    bool restoring;           /* what happens is in the journal already */
+    uint64_t requests_due_us; /* when a deadline, a progress or a removal is due; 0: look */
     uint64_t last_serial;
     uint64_t seed_state;
 
@@ -218,6 +230,8 @@ void core_pack(const ProtobufCMessage *message, struct text *out);
 void core_send_bytes(struct coordinator *c, const struct core_peer *peer, const struct text *bytes);
 void core_send_rank(struct coordinator *c, const struct core_peer *peer,
                     Gptoss__SupervisorMessage *message);
+/* The text of a new COORDINATOR_KEEP, empty. */
+struct text *core_keep(struct coordinator *c, bool soon);
 void core_event(struct coordinator *c, enum coordinator_event_kind kind, int code,
                 const char *text);
 void core_log(struct coordinator *c, enum log_level level, const char *format, ...)
@@ -245,6 +259,11 @@ void requests_refuse(struct coordinator *c, const struct core_peer *peer, const 
 void requests_mourn(struct coordinator *c, uint64_t now);
 uint32_t requests_count(const struct coordinator *c, enum request_state state);
 void requests_destroy(struct request *r);
+struct request *requests_find(const struct coordinator *c, ProtobufCBinaryData id);
+/* A new request, of state ENCODING. */
+void requests_add(struct coordinator *c, struct request *r, uint64_t now);
+void requests_encode_now(struct coordinator *c, struct request *r, uint64_t now); /* all of it */
+void requests_kept(struct coordinator *c, struct request *r, uint64_t now);       /* on disk */
 void requests_free_answer(struct coordinator *c);
 
 /* sched.c */

@@ -187,6 +187,9 @@ static void handle(struct loop *l, const struct coordinator_event *event)
     case COORDINATOR_LOG:
         log_lines((enum log_level)event->level, (const char *)event->bytes);
         break;
+    case COORDINATOR_KEEP:
+        journal_append(l->options->journal, event->bytes, event->size, event->code);
+        break;
     case COORDINATOR_SERVING:
         l->failures = 0;
         log_info("the ranks are ready:");
@@ -264,6 +267,19 @@ static void watch_door(struct loop *l, uint64_t now)
             log_warn("%s", text);
         }
     }
+}
+
+/* What is on disk by now is accepted. */
+static void hear_journal(struct loop *l)
+{
+    uint64_t records;
+    char text[400];
+    if (journal_kept(l->options->journal, &records, text, sizeof text)) {
+        end(l, EXIT_FAILED, text);
+        return;
+    }
+    coordinator_kept(l->c, records, clock_us());
+    flush(l);
 }
 
 static int bind_endpoint(void **socket, struct loop *l, const char *option, const char *role,
@@ -354,18 +370,23 @@ int loop_run(struct coordinator *c, const struct loop_options *options, char *er
         if (l.launch_at && l.launch_at < next)
             next = l.launch_at;
         long wait = next > now ? (long)((next - now + 999) / 1000) : 0;
-        zmq_pollitem_t items[4] = {{.socket = l.ranks, .events = ZMQ_POLLIN},
+        zmq_pollitem_t items[5] = {{.socket = l.ranks, .events = ZMQ_POLLIN},
                                    {.socket = l.clients, .events = ZMQ_POLLIN},
                                    {.fd = signal_pipe[0], .events = ZMQ_POLLIN}};
         int n_items = 3;
         if (l.guard)
             items[n_items++] =
                 (zmq_pollitem_t){.socket = proto_guard_socket(l.guard), .events = ZMQ_POLLIN};
+        if (options->journal)
+            items[n_items++] =
+                (zmq_pollitem_t){.fd = journal_fd(options->journal), .events = ZMQ_POLLIN};
         zmq_poll(items, n_items, wait);
         char drop[64];
         while (read(signal_pipe[0], drop, sizeof drop) > 0)
             ;
         watch_door(&l, clock_us());
+        if (options->journal)
+            hear_journal(&l);
         receive(&l, COORDINATOR_RANKS);
         receive(&l, COORDINATOR_CLIENTS);
         now = clock_us();
@@ -401,6 +422,10 @@ int loop_run(struct coordinator *c, const struct loop_options *options, char *er
                 flush(&l);
             }
         }
+        if (drain_until && !l.ending && !idle(c) && now >= drain_until)
+            log_warn("--drain-timeout is over: %s",
+                     options->journal ? "what is not finished stays in the journal"
+                                      : "what is not finished is ended");
         if (drain_until && (idle(c) || now >= drain_until))
             end(&l, EXIT_DONE, "");
     }

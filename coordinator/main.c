@@ -18,14 +18,10 @@
 #define LAYERS_MAX 4096
 
 struct options {
-<<<<<<< HEAD
-    const char *model, *bind, *workers_bind, *layers, *head, *kv_type, *device, *worker, *costs;
-    int64_t launch, context, sequences, threads, max_queue, step_tokens, kv_tokens;
-=======
-    const char *model, *bind, *workers_bind, *layers, *kv_type, *device, *worker, *costs, *keys,
-        *allow;
-    int64_t client_queue, launch, context, sequences, threads, max_queue, step_tokens, kv_tokens;
->>>>>>> de5cb9a (coordinator, proto: CURVE keys, an allow list, keygen)
+    const char *model, *bind, *workers_bind, *layers, *head, *kv_type, *device, *worker, *costs,
+        *keys, *allow, *journal;
+    int64_t max_queue_mib, max_client, client_queue, launch, context, sequences, threads, max_queue,
+        step_tokens, kv_tokens;
     double drain, token_gap, step_deadline, silence;
     bool plan_only, insecure, no_prefix_cache;
 };
@@ -117,6 +113,33 @@ static int show_plans(const struct gguf_model *model, const struct coordinator_o
     return code;
 }
 
+static int restore(void *arg, const void *bytes, size_t size, char *err, size_t err_size)
+{
+    return coordinator_restore(arg, bytes, size, clock_us(), err, err_size);
+}
+
+/* What an earlier run accepted and did not finish goes on. */
+static int open_journal(struct journal **journal, struct coordinator *c, const char *path,
+                        uint64_t of, char *err, size_t err_size)
+{
+    struct journal_report report;
+    struct coordinator_counts counts;
+    if (journal_open(journal, path, of, restore, c, &report, err, err_size))
+        return -1;
+    coordinator_counts(c, &counts);
+    if (report.cut_bytes)
+        log_warn("%s: %llu bytes at its end were no whole record, as after a crash; they are kept "
+                 "in %s.damaged",
+                 path, (unsigned long long)report.cut_bytes, path);
+    if (report.left_out)
+        log_warn("%s: %llu records were left out: %s", path, (unsigned long long)report.left_out,
+                 report.why);
+    if (report.records)
+        log_info("%s: %u requests go on, %u finished ones wait for their clients", path,
+                 counts.waiting, counts.lingering);
+    return 0;
+}
+
 static int run(const struct options *o, const char *path, const uint32_t *layers, uint32_t n_layers)
 {
     char err[1024] = "";
@@ -124,6 +147,8 @@ static int run(const struct options *o, const char *path, const uint32_t *layers
     struct gguf_file *file = NULL;
     struct gguf_model *model = NULL;
     struct coordinator *c = NULL;
+    struct journal *journal = NULL;
+    struct timespec wall;
     uint64_t seed = 0;
     struct coordinator_options options = {
         .model_path = path,
@@ -139,6 +164,8 @@ static int run(const struct options *o, const char *path, const uint32_t *layers
         .n_layers_given = n_layers,
         .no_prefix_cache = o->no_prefix_cache,
         .max_queue = (uint32_t)o->max_queue,
+        .max_queue_bytes = (size_t)o->max_queue_mib << 20,
+        .max_client = (uint32_t)o->max_client,
         .step_deadline_us = (uint64_t)(o->step_deadline * 1e6),
         .silence_us = (uint64_t)(o->silence * 1e6),
     };
@@ -157,8 +184,16 @@ static int run(const struct options *o, const char *path, const uint32_t *layers
     options.seed = seed;
     /* Epochs of a coordinator that is started again must be new to ranks that still know the last. */
     options.epoch = (uint64_t)time(NULL) << 16;
+    options.journal = o->journal != NULL;
+    clock_gettime(CLOCK_REALTIME, &wall);
+    options.wall_us = (uint64_t)wall.tv_sec * 1000000 + (uint64_t)wall.tv_nsec / 1000 - clock_us();
     if (coordinator_create(&c, &options, err, sizeof err))
         goto done;
+    if (o->journal &&
+        open_journal(&journal, c, o->journal, gguf_header_digest(file), err, sizeof err)) {
+        code = EXIT_FAILED;
+        goto done;
+    }
     char size[32];
     log_info("gptoss %s: %s, %u layers, %s", GPTOSS_VERSION, path, model->n_layers,
              text_bytes(size, model->bytes));
@@ -166,6 +201,7 @@ static int run(const struct options *o, const char *path, const uint32_t *layers
         .clients_endpoint = o->bind,
         .workers_endpoint = o->workers_bind,
         .insecure = o->insecure,
+        .journal = journal,
         .keys = o->keys,
         .allow = o->allow,
         .client_queue = (int)o->client_queue,
@@ -178,6 +214,7 @@ static int run(const struct options *o, const char *path, const uint32_t *layers
 done:
     if (code != EXIT_DONE && err[0])
         log_error("%s", err);
+    journal_close(journal);
     coordinator_destroy(c);
     gguf_model_destroy(model);
     gguf_close(file);
@@ -254,6 +291,13 @@ int main(int argc, char **argv)
         {.type = CLI_GROUP, .text = "Limits"},
         {CLI_INT, "max-queue", 0, "N", "requests that may wait", "512", "GPTOSS_MAX_QUEUE",
          &o.max_queue, 1, 100000, NULL},
+        {CLI_INT, "max-queue-mib", 0, "MIB", "memory of the prompts that wait", "256",
+         "GPTOSS_MAX_QUEUE_MIB", &o.max_queue_mib, 1, 1048576, NULL},
+        {CLI_INT, "max-client", 0, "N", "requests of one connection at a time", "any number",
+         "GPTOSS_MAX_CLIENT", &o.max_client, 1, 100000, NULL},
+        {CLI_STRING, "journal", 0, "FILE",
+         "keep accepted requests in a file: a coordinator that is started again goes on with them",
+         NULL, "GPTOSS_JOURNAL", &o.journal, 0, 0, NULL},
         {CLI_INT, "client-queue", 0, "N",
          "messages that may wait for a client that does not read; then it is taken for gone",
          "10000", "GPTOSS_CLIENT_QUEUE", &o.client_queue, 1, 1000000, NULL},

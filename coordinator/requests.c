@@ -1,8 +1,9 @@
 /*
- * requests: the life of a request, from Generate to Finished. What is asked and whether it may be is
- * in intake.c; text that leaves is in answer.c.
+ * requests: the life of a request, from Accepted to Finished. What is asked is read in intake.c, and
+ * accepted or refused in admit.c; text that leaves is in answer.c.
  */
 #include "coordinator/requests.h"
+#include "coordinator/records.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -46,6 +47,7 @@ void requests_destroy(struct request *r)
         text_free(&r->outputs[i]);
     free(r->outputs);
     text_free(&r->finished);
+    text_free(&r->asked);
     free(r);
 }
 
@@ -71,7 +73,7 @@ struct request *requests_find_serial(const struct coordinator *c, uint64_t seria
     return low < c->n_requests && c->requests[low]->serial == serial ? c->requests[low] : NULL;
 }
 
-static struct request *find_id(const struct coordinator *c, ProtobufCBinaryData id)
+struct request *requests_find(const struct coordinator *c, ProtobufCBinaryData id)
 {
     for (size_t i = 0; i < c->n_requests; i++) {
         struct request *r = c->requests[i];
@@ -93,17 +95,18 @@ uint32_t requests_count(const struct coordinator *c, enum request_state state)
     }
 }
 
-/* ENCODING is over. */
-static void set_state(struct coordinator *c, struct request *r, enum request_state state)
+void requests_set_state(struct coordinator *c, struct request *r, enum request_state state)
 {
     c->n_encoding -= r->state == REQUEST_ENCODING;
+    c->n_keeping -= r->keeping;
+    r->keeping = false;
     c->n_done += state == REQUEST_DONE;
     r->state = state;
     c->requests_due_us = 0;
 }
 
 /* Requests that are older and not yet running. */
-static uint32_t queued_before(const struct coordinator *c, const struct request *r)
+uint32_t requests_before(const struct coordinator *c, const struct request *r)
 {
     uint32_t n = 0;
     for (size_t i = 0; i < c->n_requests && c->requests[i] != r; i++)
@@ -169,11 +172,15 @@ void requests_finish(struct coordinator *c, struct request *r, Gptoss__Finished_
     answer_free(&answer);
 
     sched_release(c, r);
-    set_state(c, r, REQUEST_DONE);
+    requests_set_state(c, r, REQUEST_DONE);
+    if (reason == GPTOSS__FINISHED__REASON__CANCELLED || reason == GPTOSS__FINISHED__REASON__ERROR)
+        records_end(c, r); /* what the tokens do not tell */
     r->linger_until_us = r->linger_us ? now + r->linger_us : 0;
     prompt_free(&r->prompt);
-    c->n_finished++;
-    metrics_finished(c, r, reason, now);
+    c->n_finished += !c->restoring;
+    admit_finished(c, now);
+    if (!c->restoring)
+        metrics_finished(c, r, reason, now);
     bound_lingering(c);
 }
 
@@ -241,8 +248,10 @@ void requests_token(struct coordinator *c, struct request *r, const Gptoss__Samp
                     uint64_t now)
 {
     tokens_add(&r->tokens, sample->token);
-    c->n_sampled++;
-    metrics_token(c, r, now);
+    records_token(c, r, sample);
+    c->n_sampled += !c->restoring;
+    if (!c->restoring)
+        metrics_token(c, r, now);
     if (!r->first_token_us)
         r->first_token_us = now;
     bool end = !r->ignore_eos && tokenizer_is_end(c->tokenizer, sample->token);
@@ -295,7 +304,7 @@ static void send_again(struct coordinator *c, const struct request *r, size_t fi
 static void resume(struct coordinator *c, const struct core_peer *peer, const Gptoss__Resume *m,
                    uint64_t now)
 {
-    struct request *r = find_id(c, m->request_id);
+    struct request *r = requests_find(c, m->request_id);
     if (!r || !r->linger_us) {
         requests_refuse(c, peer, m->request_id.data, m->request_id.len, GPTOSS__CODE__NOT_FOUND, 0,
                         "no request of this id lingers here: it is over, or was sent without "
@@ -315,7 +324,7 @@ static void resume(struct coordinator *c, const struct core_peer *peer, const Gp
 static void cancel(struct coordinator *c, const struct core_peer *peer, const Gptoss__Cancel *m,
                    uint64_t now)
 {
-    struct request *r = find_id(c, m->request_id);
+    struct request *r = requests_find(c, m->request_id);
     if (!r || r->state == REQUEST_DONE) {
         requests_refuse(c, peer, m->request_id.data, m->request_id.len, GPTOSS__CODE__NOT_FOUND, 0,
                         "no request of this id is alive");
@@ -361,64 +370,13 @@ static void status(struct coordinator *c, const struct core_peer *peer,
     ranks_ask(c, now);
 }
 
-static void too_long(const struct coordinator *c, size_t tokens, char *err, size_t err_size)
-{
-    snprintf(err, err_size,
-             "the prompt has %zu tokens or more and the context holds %u, the answer included: "
-             "shorten it, "
-             "or start the coordinator with a larger --context",
-             tokens, c->context);
-}
-
-static void generate(struct coordinator *c, const struct core_peer *peer, const Gptoss__Generate *m,
-                     uint64_t now)
-{
-    const ProtobufCBinaryData id = m->request_id;
-    struct request *old = id.len && id.len <= CORE_ID_MAX ? find_id(c, id) : NULL;
-    struct request *r = NULL;
-    char err[512];
-    Gptoss__Code code = GPTOSS__CODE__INVALID;
-    uint64_t retry_ms = 0;
-
-    if (c->draining) {
-        code = GPTOSS__CODE__SHUTTING_DOWN;
-        snprintf(err, sizeof err, "the coordinator is shutting down and takes no new requests");
-    } else if (old) {
-        code = GPTOSS__CODE__DUPLICATE;
-        snprintf(err, sizeof err, "a request of this id is alive: choose another id, or Resume it");
-    } else if (requests_count(c, REQUEST_WAITING) + requests_count(c, REQUEST_ENCODING) >=
-               c->options.max_queue) {
-        code = GPTOSS__CODE__BUSY;
-        retry_ms = 1000;
-        snprintf(err, sizeof err, "%u requests wait already, which is the limit: try again later",
-                 c->options.max_queue);
-    } else if (m->prompt_case == GPTOSS__GENERATE__PROMPT_IDS && m->ids->n_ids >= c->context) {
-        code = GPTOSS__CODE__TOO_LONG; /* before millions of ids are copied */
-        too_long(c, m->ids->n_ids, err, sizeof err);
-    } else {
-        r = intake_request(c, m, now, err, sizeof err);
-    }
-    if (!r) {
-        requests_refuse(c, peer, id.data, id.len <= CORE_ID_MAX ? id.len : 0, code, retry_ms, err);
-        return;
-    }
-    r->client = *peer;
-    r->serial = ++c->last_serial;
-    r->accepted_us = r->last_sent_us = now;
-    r->slot = CORE_NONE;
-    r->wait_node = BLOCKS_NONE;
-    c->requests =
-        base_grow(c->requests, &c->requests_capacity, c->n_requests + 1, sizeof(struct request *));
-    c->requests[c->n_requests++] = r;
-    c->n_encoding++;
-    c->requests_due_us = 0;
-}
-
 void requests_receive(struct coordinator *c, const struct core_peer *peer,
                       const Gptoss__ClientMessage *message, uint64_t now)
 {
     switch (message->body_case) {
-    case GPTOSS__CLIENT_MESSAGE__BODY_GENERATE: generate(c, peer, message->generate, now); break;
+    case GPTOSS__CLIENT_MESSAGE__BODY_GENERATE:
+        admit_generate(c, peer, message->generate, now);
+        break;
     case GPTOSS__CLIENT_MESSAGE__BODY_RESUME: resume(c, peer, message->resume, now); break;
     case GPTOSS__CLIENT_MESSAGE__BODY_CANCEL: cancel(c, peer, message->cancel, now); break;
     case GPTOSS__CLIENT_MESSAGE__BODY_STATUS: status(c, peer, message->status, now); break;
@@ -452,65 +410,11 @@ void requests_gone(struct coordinator *c, const struct core_peer *peer, uint64_t
 
 /* ── time ──────────────────────────────────────────────────────────────────────────────────── */
 
-static void accept_encoded(struct coordinator *c, struct request *r, uint64_t now)
-{
-    char text[256];
-    r->n_prompt = r->tokens.count;
-    prompt_free(&r->prompt);
-    Gptoss__Code code = GPTOSS__CODE__INVALID;
-    if (r->n_prompt == 0) {
-        snprintf(text, sizeof text, "the prompt is empty: give it at least one token");
-    } else if (r->n_prompt >= c->context) {
-        code = GPTOSS__CODE__TOO_LONG;
-        too_long(c, r->n_prompt, text, sizeof text);
-    } else {
-        uint32_t room = c->context - (uint32_t)r->n_prompt;
-        if (!r->max_tokens || r->max_tokens > room)
-            r->max_tokens = room;
-        c->n_prompt += r->n_prompt;
-        set_state(c, r, REQUEST_WAITING);
-        Gptoss__Accepted accepted = GPTOSS__ACCEPTED__INIT;
-        accepted.request_id = core_binary(r->id, r->id_size);
-        accepted.queued_before = queued_before(c, r);
-        accepted.seed = r->seed;
-        Gptoss__ServerMessage m;
-        server_init(&m, GPTOSS__SERVER_MESSAGE__BODY_ACCEPTED);
-        m.accepted = &accepted;
-        core_send_client(c, &r->client, &m);
-        r->last_sent_us = now;
-        return;
-    }
-    requests_refuse(c, &r->client, r->id, r->id_size, code, 0, text);
-    set_state(c, r, REQUEST_DONE);
-    r->linger_until_us = 0;
-}
-
-/* Tokenises a bounded amount, oldest request first. */
-static void encode(struct coordinator *c, uint64_t now)
-{
-    size_t budget = c->n_encoding ? CORE_ENCODE_BUDGET : 0;
-    if (!budget)
-        return;
-    for (size_t i = 0; i < c->n_requests; i++) {
-        struct request *r = c->requests[i];
-        if (r->state != REQUEST_ENCODING)
-            continue;
-        if (!budget)
-            return;
-        size_t size = r->prompt.text.size;
-        if (!prompt_encode(&r->prompt, c->tokenizer, budget, &r->tokens) &&
-            r->tokens.count < c->context)
-            return; /* the budget is spent */
-        budget -= size < budget ? size : budget;
-        accept_encoded(c, r, now);
-    }
-}
-
 static void send_progress(struct coordinator *c, struct request *r, uint64_t now)
 {
     Gptoss__Progress progress = GPTOSS__PROGRESS__INIT;
     progress.request_id = core_binary(r->id, r->id_size);
-    progress.queued_before = r->state == REQUEST_RUNNING ? 0 : queued_before(c, r);
+    progress.queued_before = r->state == REQUEST_RUNNING ? 0 : requests_before(c, r);
     progress.prompt_tokens = (uint32_t)r->n_prompt;
     progress.prompt_tokens_done = (uint32_t)(r->computed < r->n_prompt ? r->computed : r->n_prompt);
     progress.ready = c->world.state == WORLD_SERVING;
@@ -532,7 +436,7 @@ static uint64_t due(const struct request *r)
 
 void requests_tick(struct coordinator *c, uint64_t now)
 {
-    encode(c, now);
+    admit_encode(c, now);
     if (now < c->requests_due_us)
         return;
     size_t kept = 0;
@@ -551,6 +455,7 @@ void requests_tick(struct coordinator *c, uint64_t now)
                 send_progress(c, r, now);
         }
         if (r->state == REQUEST_DONE && now >= r->linger_until_us) {
+            records_end(c, r);
             c->n_done--;
             requests_destroy(r);
         } else {

@@ -1,5 +1,5 @@
 /*
- * requests: what requests.c, intake.c and answer.c share.
+ * requests: what requests.c, admit.c, intake.c and answer.c share.
  */
 #ifndef GPTOSS_COORDINATOR_REQUESTS_H
 #define GPTOSS_COORDINATOR_REQUESTS_H
@@ -10,6 +10,16 @@
  * The caller sets client, serial, slot and times. */
 struct request *intake_request(struct coordinator *c, const Gptoss__Generate *m, uint64_t now,
                                char *err, size_t err_size);
+
+/* requests.c */
+void requests_set_state(struct coordinator *c, struct request *r, enum request_state state);
+uint32_t requests_before(const struct coordinator *c, const struct request *r); /* that wait */
+
+/* admit.c: a request is accepted, or refused. */
+void admit_generate(struct coordinator *c, const struct core_peer *peer, const Gptoss__Generate *m,
+                    uint64_t now);
+void admit_encode(struct coordinator *c, uint64_t now);   /* a bounded amount, oldest first */
+void admit_finished(struct coordinator *c, uint64_t now); /* a request ended: how fast that goes */
 
 /* answer.c: the text that becomes certain with a token, after stop texts were looked for. */
 struct answer_piece {

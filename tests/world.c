@@ -74,6 +74,9 @@ void fake_destroy(struct fake *f)
         text_free(&f->requests[i].text);
         text_free(&f->requests[i].reasoning);
     }
+    for (size_t i = 0; i < f->n_records; i++)
+        text_free(&f->records[i]);
+    free(f->records);
     coordinator_destroy(f->c);
     free(f);
 }
@@ -443,6 +446,14 @@ void fake_pump(struct fake *f)
         if (e.kind == COORDINATOR_IMPOSSIBLE)
             snprintf(f->impossible, sizeof f->impossible, "%s", (const char *)e.bytes);
         f->n_serving += e.kind == COORDINATOR_SERVING;
+        if (e.kind == COORDINATOR_KEEP) {
+            f->records =
+                base_grow(f->records, &f->records_capacity, f->n_records + 1, sizeof *f->records);
+            f->records[f->n_records] = (struct text){0};
+            text_add(&f->records[f->n_records++], e.bytes, e.size);
+            if (!f->disk_is_slow)
+                coordinator_kept(f->c, f->n_records, f->now);
+        }
         if (e.kind != COORDINATOR_SEND)
             continue;
         unsigned long long world = 0;
@@ -468,6 +479,12 @@ void fake_pump(struct fake *f)
             proto_free((ProtobufCMessage *)m);
         }
     }
+}
+
+void fake_sync(struct fake *f)
+{
+    coordinator_kept(f->c, f->n_records, f->now);
+    fake_pump(f);
 }
 
 void fake_send(struct fake *f, uint32_t client, const Gptoss__ClientMessage *message)

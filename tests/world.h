@@ -55,6 +55,9 @@ struct fake {
     bool client_gone[WORLD_CLIENTS];
     struct world_request requests[WORLD_REQUESTS]; /* request id = its index as "r%04u" */
     char lost[512], impossible[1024];
+    struct text *records; /* [n_records] of a journal */
+    size_t n_records, records_capacity;
+    bool disk_is_slow; /* what is to be kept is not kept until fake_sync */
     uint32_t n_serving;
     uint32_t n_rank_refused;
     char rank_refusal[512];
@@ -71,6 +74,7 @@ void fake_kill(struct fake *f); /* the ranks vanish; what they held is gone */
 void fake_pump(struct fake *f); /* events → clients and ranks */
 bool fake_step(struct fake *f); /* the ranks run their oldest step; false: there is none */
 void fake_run(struct fake *f);  /* until nothing is left to do */
+void fake_sync(struct fake *f); /* the journal reaches the disk */
 void fake_tick(struct fake *f, uint64_t us);
 
 void fake_send(struct fake *f, uint32_t client, const Gptoss__ClientMessage *message);

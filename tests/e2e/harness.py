@@ -54,10 +54,11 @@ class Server:
         self.workers = f"ipc://{self.place}/workers"
         self.log = open(os.path.join(self.place, "log"), "w+")
         launched = ["--launch", str(ranks)] if launch else []
+        options = [str(o).replace("PLACE", self.place) for o in options]
+        self.command = [program("gptoss-coordinator"), "--model", model, "--bind", self.endpoint,
+                        "--workers-bind", self.workers, *launched, *options]
         self.process = subprocess.Popen(
-            [program("gptoss-coordinator"), "--model", model, "--bind", self.endpoint,
-             "--workers-bind", self.workers, *launched, *map(str, options)],
-            stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL, env=environment())
+            self.command, stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL, env=environment())
         self.wait = wait if launch else 0
 
     def __enter__(self):
