@@ -65,6 +65,7 @@ static const char *const shared_variables[] = {
     "GPTOSS_MODEL",
     "GPTOSS_NO_PREFIX_CACHE",
     "GPTOSS_REASONING",
+    "GPTOSS_RECONNECT",
     "GPTOSS_SEED",
     "GPTOSS_SEQUENCES",
     "GPTOSS_SERVER_KEY",

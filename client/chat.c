@@ -84,7 +84,7 @@ static int answer_turn(struct session *s, const struct options *o, struct view *
     answer_start(a, &id, 0);
     text_free(&id);
     *calls = false;
-    if (conversation_send(s->socket, o, c, &a->id, err, sizeof err) != 0) {
+    if (conversation_send(s, o, c, &a->id, err, sizeof err) != 0) {
         fprintf(v->talk, "gptoss-client: %s\n", err);
         conversation_cut(c, before);
         return 0;

@@ -3,7 +3,7 @@
  *
  *   options       what the command line asks for
  *   conversation  the messages so far → Generate
- *   session       one connection: sends, waits, cancels, notices a coordinator that is gone
+ *   session       one connection: sends, waits, cancels; it reconnects, and resumes the answer
  *   answer        what has come of an answer (pure)
  *   view          the answer as it streams, for people
  *   json          the answer as one object, for programs
@@ -42,6 +42,7 @@ struct options {
     const char *key, *server_key; /* a file; a key or a file; NULL: none */
     double timeout_seconds;       /* until the coordinator's first word */
     double silence_seconds;       /* between its words */
+    double reconnect_seconds;     /* until a connection that broke is there again */
 
     /* the prompt */
     struct text prompt;
@@ -162,7 +163,8 @@ void conversation_add_answer(struct conversation *c, const struct answer *a, con
 void conversation_cut(struct conversation *c, size_t n); /* keeps the first n */
 void conversation_free(struct conversation *c);
 /* Sends Generate: the conversation, or the options' plain text or ids where it is NULL. */
-int conversation_send(void *socket, const struct options *o, const struct conversation *c,
+struct session;
+int conversation_send(struct session *s, const struct options *o, const struct conversation *c,
                       const struct text *id, char *err, size_t err_size);
 
 /* ── view ──────────────────────────────────────────────────────────────────────────────────── */
@@ -215,6 +217,10 @@ struct session {
     void *context, *socket, *watch;
     struct proto_frame frame;
     char trouble[512]; /* why there is no connection, where it tells */
+    struct text asked; /* the last Generate, to ask it again where it was lost */
+    unsigned ups;      /* connections so far */
+    double down_since; /* 0: there is one, or never was */
+    bool resuming;     /* a Resume is not yet answered */
 };
 
 int session_open(struct session *s, const struct options *o, char *err, size_t err_size);

@@ -89,7 +89,7 @@ static void set_sampling(Gptoss__Sampling *s, const struct options *o)
     s->min_p = (float)o->min_p;
 }
 
-int conversation_send(void *socket, const struct options *o, const struct conversation *c,
+int conversation_send(struct session *s, const struct options *o, const struct conversation *c,
                       const struct text *id, char *err, size_t err_size)
 {
     Gptoss__ClientMessage message = GPTOSS__CLIENT_MESSAGE__INIT;
@@ -147,7 +147,12 @@ int conversation_send(void *socket, const struct options *o, const struct conver
         generate.prompt_case = GPTOSS__GENERATE__PROMPT_TEXT;
         generate.text = bytes_of(o->prompt.bytes, o->prompt.size);
     }
-    int status = proto_send(socket, &message.base, err, err_size);
+    size_t size = protobuf_c_message_get_packed_size(&message.base);
+    text_clear(&s->asked);
+    s->resuming = false;
+    s->asked.bytes = base_grow(s->asked.bytes, &s->asked.capacity, size + 1, 1);
+    s->asked.size = protobuf_c_message_pack(&message.base, (uint8_t *)s->asked.bytes);
+    int status = proto_send_bytes(s->socket, NULL, 0, s->asked.bytes, s->asked.size, err, err_size);
     if (status > 0)
         snprintf(err, err_size, "the coordinator does not read what it is sent");
     free(stop);

@@ -80,7 +80,7 @@ static int ask(struct session *s, const struct options *o, struct view *v)
         if (chat)
             conversation_add(&c, GPTOSS__MESSAGE__ROLE__USER, "", o->prompt.bytes, o->prompt.size);
         v->echo = o->raw && !o->quiet ? &o->prompt : NULL;
-        sent = conversation_send(s->socket, o, chat ? &c : NULL, &id, err, sizeof err);
+        sent = conversation_send(s, o, chat ? &c : NULL, &id, err, sizeof err);
     }
     int code = EXIT_FAILED;
     if (sent == 0) {

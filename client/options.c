@@ -214,6 +214,8 @@ int options_read(struct options *o, int argc, char **argv, bool terminal)
     o->endpoint = CLIENT_ENDPOINT;
     o->timeout_seconds = 5;
     o->silence_seconds = SILENCE_SECONDS;
+    o->reconnect_seconds = 30;
+    o->linger_seconds = 30;
     const struct cli_option table[] = {
         {.type = CLI_GROUP, .text = "the coordinator"},
         {CLI_STRING, "connect", 'c', "ENDPOINT", "where it listens: tcp://HOST:PORT or ipc://PATH",
@@ -224,6 +226,9 @@ int options_read(struct options *o, int argc, char **argv, bool terminal)
          "that of the key file", "GPTOSS_SERVER_KEY", &o->server_key, 0, 0, NULL},
         {CLI_FLOAT, "timeout", 0, "SECONDS", "give up if it does not answer for so long", "5",
          "GPTOSS_TIMEOUT", &o->timeout_seconds, 0.1, 86400, NULL},
+        {CLI_FLOAT, "reconnect", 0, "SECONDS",
+         "a connection that breaks is tried again for so long, and the answer goes on", "30",
+         "GPTOSS_RECONNECT", &o->reconnect_seconds, 0, 86400, NULL},
         {CLI_FLAG, "status", 0, NULL, "show its stages, requests and KV cache", NULL, NULL, &status,
          0, 0, NULL},
 
@@ -266,7 +271,7 @@ int options_read(struct options *o, int argc, char **argv, bool terminal)
          "GPTOSS_DEADLINE", &o->deadline_seconds, 0, 1e9, NULL},
         {CLI_STRING, "request-id", 0, "ID", "name the request, so that it can be resumed", "random",
          NULL, &o->request_id, 0, 0, NULL},
-        {CLI_FLOAT, "linger", 0, "SECONDS", "keep it this long when the client is gone", "0", NULL,
+        {CLI_FLOAT, "linger", 0, "SECONDS", "keep it this long when the client is gone", "30", NULL,
          &o->linger_seconds, 0, 600, NULL},
         {CLI_STRING, "resume", 0, "ID", "pick up a request that lingers", NULL, NULL, &o->resume, 0,
          0, NULL},

@@ -46,6 +46,7 @@ void session_close(struct session *s)
     if (s->context != NULL)
         zmq_ctx_term(s->context); /* waits PROTO_LINGER_MS at most */
     proto_frame_free(&s->frame);
+    text_free(&s->asked);
     *s = (struct session){0};
 }
 
@@ -82,7 +83,7 @@ int session_next(struct session *s, Gptoss__ServerMessage **message, char *err, 
     return *message != NULL ? 1 : -1;
 }
 
-/* Hears what became of the connection. True: it is a new one. */
+/* Hears what became of the connection. True: there is a new one after another. */
 static bool watch_link(struct session *s)
 {
     bool up = false;
@@ -90,11 +91,52 @@ static bool watch_link(struct session *s)
     char text[sizeof s->trouble];
     while ((link = proto_watch_next(s->watch, text, sizeof text)) != PROTO_LINK_SAME)
         if (link == PROTO_LINK_UP) {
-            up = true;
+            up = s->ups++ > 0;
+            s->down_since = 0;
             s->trouble[0] = '\0';
+        } else if (link == PROTO_LINK_DOWN) {
+            if (s->down_since == 0)
+                s->down_since = clock_seconds();
         } else if (link == PROTO_LINK_DENIED)
             snprintf(s->trouble, sizeof s->trouble, "%s", text);
     return up;
+}
+
+/* To a coordinator that may be a new one, or have forgotten us: from the first token that we lack. */
+static void send_resume(struct session *s, const struct answer *a)
+{
+    char err[256];
+    Gptoss__ClientMessage message = GPTOSS__CLIENT_MESSAGE__INIT;
+    Gptoss__Resume resume = GPTOSS__RESUME__INIT;
+    resume.request_id = (ProtobufCBinaryData){a->id.size, (uint8_t *)a->id.bytes};
+    resume.from_index = a->first_index + (uint32_t)a->n_tokens;
+    message.body_case = GPTOSS__CLIENT_MESSAGE__BODY_RESUME;
+    message.resume = &resume;
+    proto_send(s->socket, &message.base, err, sizeof err);
+    s->resuming = true;
+}
+
+/* A refusal that is an answer to a Resume of ours. True: it was dealt with. */
+static bool take_refusal(struct session *s, const struct answer *a,
+                         const Gptoss__ServerMessage *message)
+{
+    char err[256];
+    if (message->body_case != GPTOSS__SERVER_MESSAGE__BODY_REFUSED || !s->resuming ||
+        message->refused->request_id.len != a->id.size ||
+        memcmp(message->refused->request_id.data, a->id.bytes, a->id.size) != 0)
+        return false;
+    s->resuming = false;
+    if (message->refused->code == GPTOSS__CODE__DUPLICATE) {
+        send_resume(s, a); /* it had come after all */
+        return true;
+    }
+    if (message->refused->code != GPTOSS__CODE__NOT_FOUND || a->n_tokens > 0 ||
+        s->asked.size == 0 || a->first_index > 0)
+        return false;
+    /* Nothing was lost but the question. */
+    s->resuming = true;
+    return proto_send_bytes(s->socket, NULL, 0, s->asked.bytes, s->asked.size, err, sizeof err) ==
+           0;
 }
 
 static enum session_end fell_silent(struct session *s, const struct options *o, bool heard,
@@ -102,15 +144,20 @@ static enum session_end fell_silent(struct session *s, const struct options *o, 
 {
     char time[32];
     watch_link(s);
-    if (s->trouble[0] != '\0' && !heard) {
+    if (s->trouble[0] != '\0') {
         snprintf(err, err_size, "%s: %s", o->endpoint, s->trouble);
         return SESSION_ABSENT;
     }
-    text_seconds(time, heard ? o->silence_seconds : o->timeout_seconds);
+    bool down = s->down_since > 0;
+    text_seconds(time, !heard ? o->timeout_seconds
+                       : down ? o->reconnect_seconds
+                              : o->silence_seconds);
     if (heard) {
         snprintf(err, err_size,
-                 "the coordinator at %s has been silent for %s: it is lost; if it is running, ask "
-                 "again",
+                 down ? "the connection to %s broke, and could not be made again within %s: the "
+                        "coordinator is lost; when it is there, --resume ID goes on"
+                      : "the coordinator at %s has been silent for %s: it is lost; if it is "
+                        "running, ask again",
                  o->endpoint, time);
         return SESSION_LOST;
     }
@@ -131,9 +178,15 @@ static int take_messages(struct session *s, struct answer *a, struct view *v, bo
     int status = 0;
     /* Bounded, so that a flood of them does not keep Ctrl-C waiting. */
     for (int i = 0; i < 256 && (status = session_next(s, &message, err, err_size)) == 1; i++) {
+        if (take_refusal(s, a, message)) {
+            *heard = true;
+            proto_free(&message->base);
+            continue;
+        }
         int taken = answer_take(a, message, view_piece, v, err, err_size);
         if (taken == 1) {
             *heard = true;
+            s->resuming = false;
             if (message->body_case == GPTOSS__SERVER_MESSAGE__BODY_PROGRESS)
                 view_progress(v, message->progress);
         }
@@ -151,10 +204,11 @@ static enum session_end wait_for_answer(struct session *s, const struct options 
                                         size_t err_size)
 {
     double last = clock_seconds(), cancelled = 0;
-    bool heard_any = false;
+    bool heard_any = false, resume = false, told = false;
     int seen = 0;
     for (;;) {
         bool heard = false;
+        told &= s->down_since > 0;
         int status = take_messages(s, a, v, &heard, err, err_size);
         fflush(v->out);
         double now = clock_seconds();
@@ -174,9 +228,26 @@ static enum session_end wait_for_answer(struct session *s, const struct options 
         }
         if (seen > 0 && now - cancelled > CANCEL_SECONDS)
             return SESSION_INTERRUPTED;
-        watch_link(s);
-        if ((s->trouble[0] != '\0' && !heard_any) ||
-            now - last > (heard_any ? o->silence_seconds : o->timeout_seconds))
+        if (resume) { /* what the old connection had brought is taken: the rest is asked for */
+            send_resume(s, a);
+            resume = false;
+            last = now;
+        }
+        if (watch_link(s)) {
+            if (told)
+                view_status(v, NULL);
+            resume = true;
+            continue;
+        }
+        bool down = s->down_since > 0;
+        if (down && heard_any && !told && a->n_tokens == 0) {
+            view_status(v, "the connection broke; trying again");
+            told = true;
+        }
+        double since = down && heard_any ? s->down_since : last;
+        if (s->trouble[0] != '\0' || now - since > (!heard_any ? o->timeout_seconds
+                                                    : down     ? o->reconnect_seconds
+                                                               : o->silence_seconds))
             return fell_silent(s, o, heard_any, err, err_size);
         zmq_pollitem_t item = {.socket = s->socket, .events = ZMQ_POLLIN};
         zmq_poll(&item, 1, POLL_MS);

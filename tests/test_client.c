@@ -302,7 +302,7 @@ static void a_coordinator_that_falls_silent_is_lost(void **state)
     assert_int_equal(session_open(&s, &o, err, sizeof err), 0);
     view_init(&v, &o, null, null);
     answer_start(&a, &id, 0);
-    assert_int_equal(conversation_send(s.socket, &o, NULL, &id, err, sizeof err), 0);
+    assert_int_equal(conversation_send(&s, &o, NULL, &id, err, sizeof err), 0);
     assert_int_equal(session_wait(&s, &o, &a, &v, err, sizeof err), SESSION_LOST);
     assert_has(err, "has been silent for 300 ms: it is lost");
     assert_int_equal(a.n_tokens, 1); /* what came is kept */

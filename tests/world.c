@@ -405,6 +405,7 @@ static void client_receive(struct fake *f, const Gptoss__ServerMessage *m)
         struct world_request *r = request_of(f, m->refused->request_id);
         r->refused = true;
         r->code = m->refused->code;
+        r->retry_ms = m->refused->retry_ms;
         snprintf(r->refusal, sizeof r->refusal, "%s", m->refused->text);
         break;
     }

@@ -23,6 +23,7 @@ struct world_request { /* what a client has seen of a request */
     Gptoss__Finished__Reason reason;
     Gptoss__Code code;
     char refusal[512];
+    uint64_t retry_ms;
 };
 
 struct world_slot {
