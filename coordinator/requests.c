@@ -439,21 +439,24 @@ void requests_tick(struct coordinator *c, uint64_t now)
     admit_encode(c, now);
     if (now < c->requests_due_us)
         return;
-    size_t kept = 0;
     c->requests_due_us = UINT64_MAX;
+    for (size_t i = 0; i < c->n_requests; i++) {
+        struct request *r = c->requests[i];
+        if (r->state == REQUEST_DONE)
+            continue;
+        if (now >= r->deadline_us)
+            requests_finish(c, r, GPTOSS__FINISHED__REASON__ERROR, GPTOSS__CODE__DEADLINE,
+                            "the request's deadline passed", now);
+        else if (!r->client.size && now >= r->linger_until_us)
+            requests_finish(c, r, GPTOSS__FINISHED__REASON__CANCELLED, GPTOSS__CODE__OK, NULL, now);
+        else if (r->client.size && now >= r->last_sent_us + CORE_PROGRESS_US)
+            send_progress(c, r, now);
+    }
+    /* Removed on a second way through: the first one looks at all of them. */
+    size_t kept = 0;
     uint64_t next = UINT64_MAX;
     for (size_t i = 0; i < c->n_requests; i++) {
         struct request *r = c->requests[i];
-        if (r->state != REQUEST_DONE) {
-            if (now >= r->deadline_us)
-                requests_finish(c, r, GPTOSS__FINISHED__REASON__ERROR, GPTOSS__CODE__DEADLINE,
-                                "the request's deadline passed", now);
-            else if (!r->client.size && now >= r->linger_until_us)
-                requests_finish(c, r, GPTOSS__FINISHED__REASON__CANCELLED, GPTOSS__CODE__OK, NULL,
-                                now);
-            else if (r->client.size && now >= r->last_sent_us + CORE_PROGRESS_US)
-                send_progress(c, r, now);
-        }
         if (r->state == REQUEST_DONE && now >= r->linger_until_us) {
             records_end(c, r);
             c->n_done--;

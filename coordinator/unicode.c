@@ -68,7 +68,8 @@ static size_t add_clean(const unsigned char *p, size_t size, struct text *out)
         }
         at += n;
     }
-    text_add(out, p + good, at - good);
+    if (at > good) /* p may be NULL where there is nothing */
+        text_add(out, p + good, at - good);
     return at;
 }
 
