@@ -10,12 +10,13 @@
 #include <unistd.h>
 
 #include "bench/bench.h"
+#include "coordinator/coordinator.h"
 
 enum { CONTEXT_MAX = 1 << 24, STAGES_MAX = 1024, SEQUENCES_MAX = 4096 };
 
 struct choice {
     const char *model, *prompts, *gens, *depths, *pair;
-    const char *stages, *threads, *sequences, *through, *device, *kv_type, *output;
+    const char *stages, *threads, *sequences, *through, *device, *transport, *kv_type, *output;
     int64_t repetitions, step_tokens;
     bool no_warmup;
 };
@@ -71,6 +72,8 @@ static int parse_options(struct choice *c, int argc, char **argv)
          "loop", "GPTOSS_BENCH_THROUGH", &c->through, 0, 0, NULL},
         {CLI_STRING, "device", 0, "DEVICE", "auto, cpu, cuda or reference (-dev)", "auto",
          "GPTOSS_DEVICE", &c->device, 0, 0, NULL},
+        {CLI_STRING, "transport", 0, "NAME", "between ranks: auto, nccl, ipc, ipc-host or mpi",
+         "auto", "GPTOSS_TRANSPORT", &c->transport, 0, 0, NULL},
         {CLI_STRING, "threads", 't', "LIST",
          "threads of each rank; 0: the host's CPUs divided among its ranks", "0", NULL, &c->threads,
          0, 0, NULL},
@@ -188,6 +191,8 @@ static int parse_choice(struct pipeline *p)
         return wrong("--kv-type is f32, f16 or bf16");
     if (find_name(c->device, strlen(c->device), devices, 4) < 0)
         return wrong("--device is auto, cpu, cuda or reference");
+    if (!coordinator_transport_known(c->transport))
+        return wrong("--transport is auto, nccl, ipc, ipc-host or mpi");
     if (!c->model)
         return wrong("which model? give --model FILE");
     p->format = (enum bench_format)format;
@@ -334,6 +339,7 @@ static int run_all(struct pipeline *p)
     struct bench_world_options options = {.model = p->model,
                                           .path = p->path,
                                           .device = p->choice.device,
+                                          .transport = p->choice.transport,
                                           .kv_type = p->kv_type,
                                           .step_tokens = (uint32_t)p->choice.step_tokens};
     bench_vocabulary(p->model, &options.vocabulary);
@@ -374,6 +380,7 @@ int bench_pipeline(int argc, char **argv)
                                     .sequences = "1",
                                     .through = "loop",
                                     .device = "auto",
+                                    .transport = "auto",
                                     .kv_type = "f32",
                                     .output = "md",
                                     .repetitions = 5,
