@@ -302,7 +302,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "%s\n", err);
         return 1;
     }
-    setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 1); /* as gptoss-worker does */
+    setenv("CUDA_DEVICE_MAX_CONNECTIONS", "8", 0); /* as gptoss-worker does */
     self = world->info.rank;
     transport = transport_find(argc > 1 ? argv[1] : "ipc");
     if (world->info.size != 2 || !transport || cudaGetDeviceCount(&gpus) != cudaSuccess || !gpus) {

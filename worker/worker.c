@@ -281,9 +281,9 @@ static int open_device(struct worker *w)
         log_warn("%u threads on %u CPUs: %u ranks share this host, or mpirun has bound this one "
                  "(--bind-to none)",
                  w->threads, cpus, w->info->local_size);
-    /* Streams of one process beyond eight (two under MPS) may stand behind each other, and one of ours
-     * may wait for a neighbour. Read by CUDA when it starts. */
-    setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
+    /* Streams of one process that share a connection stand behind each other, and ours may wait for a
+     * neighbour. Eight is CUDA's own number but under MPS. It is read when CUDA starts. */
+    setenv("CUDA_DEVICE_MAX_CONNECTIONS", "8", 0);
     const struct kernels_options options = {
         .device = w->device[0] ? w->device : NULL,
         .threads = w->threads,
