@@ -273,6 +273,7 @@ static int run_all(struct pipeline *p)
                                   .options = {.model = p->model,
                                               .path = p->path,
                                               .device = p->choice.device,
+                                              .transport = p->choice.transport,
                                               .kv_type = p->kv_type,
                                               .step_tokens = p->step_tokens,
                                               .stages = p->stages.values[s],

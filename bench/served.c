@@ -238,6 +238,8 @@ static int start_coordinator(struct served *served, const char *clients, const c
                                 o->device,
                                 "--kv-type",
                                 kv_type,
+                                "--transport",
+                                o->transport,
                                 "--max-queue",
                                 "100000",
                                 "--no-prefix-cache",

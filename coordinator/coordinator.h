@@ -33,6 +33,7 @@ struct coordinator_options {
     const struct gguf_model *model; /* lent */
     const char *model_path;         /* absolute, as the ranks will open it; lent */
     const char *device;             /* told to the ranks; NULL: auto; lent */
+    const char *transport;          /* of all edges; NULL or "auto": the best there is; lent */
     uint32_t threads;               /* told to the ranks; 0: they choose */
     uint32_t context;               /* positions of a sequence; 0: the plan's default */
     uint32_t sequences;             /* at a time; 0: the plan's default */
@@ -111,9 +112,20 @@ void coordinator_world_ended(struct coordinator *c, const char *reason, uint64_t
 void coordinator_plan_message(const struct plan *plan, uint32_t stage, uint64_t step_deadline_ms,
                               Gptoss__Plan *m);
 
-/* The transport of an edge: the best that both ends have. from and to are Join.transports of the two
- * ranks; ipc needs one host. NULL: nothing joins them. Static memory. */
-const char *coordinator_transport(const char *from, const char *to, bool same_host);
+/* The transport of an edge, of what its two ranks said in Join: between GPUs nccl, else ipc; on one GPU,
+ * which NCCL refuses, ipc-host, or ipc under MPS; between CPUs mpi. All ipc within one host only.
+ * `wanted`: that one or none; NULL or "auto": the best that both ends have. NULL: nothing joins them.
+ * Static memory. */
+struct coordinator_end {
+    const char *host, *device_uuid, *transports;
+};
+const char *coordinator_transport(const struct coordinator_end *from,
+                                  const struct coordinator_end *to, const char *wanted);
+bool coordinator_transport_known(const char *wanted); /* of --transport */
+
+/* The i-th edge of n ranks in the order in which all open theirs: from rank `result` to the next; the
+ * last one's next is rank 0, the ring. Even ranks first, so that no edge waits for many before it. */
+uint32_t coordinator_edge(uint32_t n, uint32_t i);
 
 bool coordinator_has_ranks(const struct coordinator *c); /* all of a world have said Hello */
 

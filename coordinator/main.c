@@ -17,7 +17,8 @@
 #define LAYERS_MAX 4096
 
 struct options {
-    const char *model, *bind, *workers_bind, *layers, *head, *kv_type, *device, *worker, *costs;
+    const char *model, *bind, *workers_bind, *layers, *head, *kv_type, *device, *transport, *worker,
+        *costs;
     int64_t launch, context, sequences, threads, max_queue, step_tokens, kv_tokens;
     double drain, token_gap, step_deadline, silence;
     bool plan_only, insecure, no_prefix_cache;
@@ -121,6 +122,7 @@ static int run(const struct options *o, const char *path, const uint32_t *layers
     struct coordinator_options options = {
         .model_path = path,
         .device = o->device,
+        .transport = o->transport,
         .threads = (uint32_t)o->threads,
         .context = (uint32_t)o->context,
         .sequences = (uint32_t)o->sequences,
@@ -218,6 +220,9 @@ int main(int argc, char **argv)
          &o.plan_only, 0, 0, NULL},
         {CLI_STRING, "device", 'd', "DEVICE", "told to the ranks: auto, cpu, cuda or reference",
          "auto", "GPTOSS_DEVICE", &o.device, 0, 0, NULL},
+        {CLI_STRING, "transport", 0, "NAME",
+         "between ranks: nccl, ipc (GPUs of one host), ipc-host (one GPU) or mpi (CPUs)",
+         "auto: the best of each pair", "GPTOSS_TRANSPORT", &o.transport, 0, 0, NULL},
         {CLI_INT, "threads", 't', "T", "told to the ranks: threads of a CPU rank",
          "the host's cores, shared", "GPTOSS_THREADS", &o.threads, 1, 1024, NULL},
         {CLI_STRING, "worker", 0, "PATH", "gptoss-worker, for --launch", "beside this program",
@@ -289,6 +294,8 @@ int main(int argc, char **argv)
         return usage("--device is auto, cpu, cuda or reference, not ", o.device);
     if (strcmp(o.head, "all") != 0 && strcmp(o.head, "last") != 0)
         return usage("--head is all or last, not ", o.head);
+    if (o.transport && !coordinator_transport_known(o.transport))
+        return usage("--transport is auto, nccl, ipc, ipc-host or mpi, not ", o.transport);
     if (n_layers && o.launch && o.launch != n_layers)
         return usage("--layers and --launch name different numbers of ranks", "");
     char path[PATH_MAX];

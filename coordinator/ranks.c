@@ -202,31 +202,14 @@ static void hello(struct coordinator *c, const struct core_peer *peer, const Gpt
     core_send_rank(c, peer, &reply);
 }
 
-static bool names(const char *list, const char *name, size_t size)
+static const char *transport_of(const struct coordinator *c, uint32_t from, uint32_t to)
 {
-    for (; *list; list += *list == ',') {
-        size_t n = strcspn(list, ",");
-        if (n == size && memcmp(list, name, n) == 0)
-            return true;
-        list += n;
+    struct coordinator_end ends[2];
+    for (int i = 0; i < 2; i++) {
+        const struct rank *rank = &c->world.ranks[i ? to : from];
+        ends[i] = (struct coordinator_end){rank->host, rank->device_uuid, rank->transports};
     }
-    return false;
-}
-
-const char *coordinator_transport(const char *from, const char *to, bool same_host)
-{
-    static const char *const known[] = {"ipc", "nccl", "mpi"};
-    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
-        if (names(from, known[i], strlen(known[i])) && names(to, known[i], strlen(known[i])) &&
-            (same_host || strcmp(known[i], "ipc") != 0))
-            return known[i];
-    return NULL;
-}
-
-static const char *transport_of(const struct rank *from, const struct rank *to)
-{
-    return coordinator_transport(from->transports, to->transports,
-                                 strcmp(from->host, to->host) == 0);
+    return coordinator_transport(&ends[0], &ends[1], c->options.transport);
 }
 
 void coordinator_plan_message(const struct plan *plan, uint32_t stage, uint64_t step_deadline_ms,
@@ -264,12 +247,11 @@ static void send_plan(struct coordinator *c, uint32_t s)
     uint32_t n_edges = plan->n_stages > 1 ? plan->n_stages : 0;
     Gptoss__Edge *edges = base_alloc(n_edges + 1, sizeof *edges);
     Gptoss__Edge **pointers = base_alloc(n_edges + 1, sizeof *pointers);
-    for (uint32_t e = 0; e < n_edges; e++) { /* the chain, then the ring from the last stage to 0 */
+    for (uint32_t e = 0; e < n_edges; e++) {
         gptoss__edge__init(&edges[e]);
-        edges[e].from = e;
-        edges[e].to = (e + 1) % plan->n_stages;
-        edges[e].transport = (char *)(uintptr_t)transport_of(&c->world.ranks[edges[e].from],
-                                                             &c->world.ranks[edges[e].to]);
+        edges[e].from = coordinator_edge(n_edges, e);
+        edges[e].to = (edges[e].from + 1) % n_edges;
+        edges[e].transport = (char *)(uintptr_t)transport_of(c, edges[e].from, edges[e].to);
         pointers[e] = &edges[e];
     }
     Gptoss__Plan m = GPTOSS__PLAN__INIT;
@@ -297,6 +279,27 @@ static void fill_plan_ranks(const struct coordinator *c, struct plan_rank *ranks
             .weights_in_place = strcmp(r->backend, "cuda") != 0,
         };
     }
+}
+
+static void refuse_edge(const struct coordinator *c, uint32_t from, uint32_t to, char *err,
+                        size_t err_size)
+{
+    const struct rank *a = &c->world.ranks[from], *b = &c->world.ranks[to];
+    const char *wanted = c->options.transport;
+    char what[64] = "no transport",
+         advice[160] = "give all ranks one kind of device, with --device";
+    bool gpus = strcmp(a->backend, "cuda") == 0 && strcmp(b->backend, "cuda") == 0;
+    if (wanted && strcmp(wanted, "auto") != 0) {
+        snprintf(what, sizeof what, "--transport %s, but it does not", wanted);
+        snprintf(advice, sizeof advice, "leave --transport out, and the best one is taken");
+    } else if (gpus)
+        snprintf(advice, sizeof advice,
+                 "GPUs of different hosts need NCCL on each: install libnccl2 and build "
+                 "gptoss-worker with nccl.h");
+    snprintf(err, err_size, "%s join%s rank %u (%s on %s: %s) and rank %u (%s on %s: %s): %s", what,
+             wanted && strcmp(wanted, "auto") != 0 ? "" : "s", from, a->backend, a->host,
+             a->transports[0] ? a->transports : "none", to, b->backend, b->host,
+             b->transports[0] ? b->transports : "none", advice);
 }
 
 static void make_plan(struct coordinator *c, uint64_t now)
@@ -345,14 +348,9 @@ static void make_plan(struct coordinator *c, uint64_t now)
     free(ranks);
     for (uint32_t s = 0; s < c->world.size && c->world.size > 1; s++) {
         uint32_t next = (s + 1) % c->world.size;
-        if (transport_of(&c->world.ranks[s], &c->world.ranks[next]))
+        if (transport_of(c, s, next))
             continue;
-        snprintf(
-            err, sizeof err,
-            "no transport joins rank %u (%s, on %s) and rank %u (%s, on %s): give all ranks one "
-            "kind of device, with --device",
-            s, c->world.ranks[s].backend, c->world.ranks[s].host, next,
-            c->world.ranks[next].backend, c->world.ranks[next].host);
+        refuse_edge(c, s, next, err, sizeof err);
         reject_world(c, EXIT_FAILED, err);
         return;
     }

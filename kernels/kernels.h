@@ -142,6 +142,10 @@ struct kernels_step {
     uint32_t n_samples;             /* sum of the rows' count − sample_from */
     const struct kernels_row *rows; /* [n_rows] */
     const int32_t *tokens;          /* [n_tokens]; read by the stage of layer 0 alone */
+    /* Called when all has been queued that does not read input(lane): queues on the stage's stream what
+     * writes it. NULL: the input is there, or its writing has been queued. */
+    void (*bring)(void *arg);
+    void *bring_arg;
 };
 
 /* Queues a step. The stage of layer 0 reads tokens, others input(lane); the stage of the last layer

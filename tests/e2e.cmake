@@ -16,4 +16,9 @@ if(GPTOSS_HAVE_CUDA)
     ${PROJECT_SOURCE_DIR}/models/gptoss-tiny-mxfp4.golden.json)
   set_tests_properties(e2e-gpu-golden PROPERTIES
     TIMEOUT 280 SKIP_RETURN_CODE 77 LABELS "e2e;gpu" RESOURCE_LOCK gpu)
+  add_test(NAME e2e-gpu-pair COMMAND ${GPTOSS_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/e2e/gpu_pair.py
+    ${PROJECT_BINARY_DIR}/bin ${PROJECT_SOURCE_DIR}/models/gptoss-tiny-mxfp4.gguf
+    ${PROJECT_SOURCE_DIR}/models/gptoss-tiny-mxfp4.golden.json --losses 2)
+  set_tests_properties(e2e-gpu-pair PROPERTIES
+    TIMEOUT 280 SKIP_RETURN_CODE 77 LABELS "e2e;gpu" RESOURCE_LOCK gpu)
 endif()

@@ -281,6 +281,9 @@ static int open_device(struct worker *w)
         log_warn("%u threads on %u CPUs: %u ranks share this host, or mpirun has bound this one "
                  "(--bind-to none)",
                  w->threads, cpus, w->info->local_size);
+    /* Streams of one process that share a connection stand behind each other, and ours may wait for a
+     * neighbour. Eight is CUDA's own number but under MPS. It is read when CUDA starts. */
+    setenv("CUDA_DEVICE_MAX_CONNECTIONS", "8", 0);
     const struct kernels_options options = {
         .device = w->device[0] ? w->device : NULL,
         .threads = w->threads,
@@ -308,7 +311,9 @@ static int join(struct worker *w)
     join.threads = info.threads;
     join.backend = info.backend;
     join.bandwidth = info.bandwidth;
-    join.transports = (char *)transport_names(strcmp(info.backend, "cuda") == 0);
+    /* A rank that is alone needs no transport, and does not load what one would. */
+    bool cuda = strcmp(info.backend, "cuda") == 0;
+    join.transports = (char *)(cuda && w->info->size == 1 ? "" : transport_names(cuda));
     message.body_case = GPTOSS__RANK_MESSAGE__BODY_JOIN;
     message.join = &join;
     w->phase = PHASE_JOINED;
@@ -454,7 +459,10 @@ int worker_run(struct worker *w)
     if (greet(w) == 0 && open_model(w) == 0 && open_device(w) == 0 && join(w) == 0 &&
         wait_for(w, PHASE_PLANNED) == 0 && make_stage(w) == 0)
         serve(w);
-    if (w->stage)
+    /* To stop is to let go of what waits on the device for a neighbour; what is queued behind then runs
+     * on garbage. The coordinator has ended this epoch before it says so; a rank that fails by itself
+     * leaves with everything as it stands. */
+    if (w->stage && w->code == EXIT_DONE)
         worker_stage_stop(w->stage);
     link_destroy(w->link); /* what was said last is sent before anybody leaves */
     w->link = NULL;

@@ -445,6 +445,8 @@ void cuda_stage_step(struct kernels_stage *base, uint32_t lane_index,
         fail(stage, "copying a step");
         return;
     }
+    if (step->bring)
+        step->bring(step->bring_arg);
     const struct cuda_graph *graph = NULL;
     if (to->n_tokens == to->n_rows && slots_differ(stage, step))
         graph = find_graph(stage, to->n_rows, groups);
