@@ -6,9 +6,9 @@
  *     plan->stages[s].layer_first …
  *     fputs(plan_table(plan, …), stdout)
  *
- * Layers are cut into consecutive ranges so that the slowest stage is as fast as can be: each stage's
- * cost is the bytes it reads for a token (its layers' active weights, its rows of the head) over its
- * rank's bandwidth. Ranks that share a device share its memory.
+ * Layers are cut into consecutive ranges so that the slowest stage is as fast as can be: by what steps
+ * in which all sequences decode cost it (cost.h: weights and KV read, arithmetic, rows of the head, at
+ * the rates of its rank). Ranks that share a device share its memory.
  */
 #ifndef GPTOSS_PLAN_H
 #define GPTOSS_PLAN_H
@@ -28,7 +28,8 @@ struct plan_rank {
     const char *device_uuid;    /* ranks with one uuid share memory; NULL: its own */
     uint64_t memory_free_bytes; /* 0: unknown, never refused */
     double bandwidth;           /* bytes a second; 0: unknown, taken as equal */
-    double flops; /* operations a second in large products; 0: unknown, in proportion to bandwidth */
+    double
+        flops; /* operations a second in large products; 0: unknown, in proportion to bandwidth */
     bool
         weights_in_place; /* weights stay in the mapped file (cpu): they need no memory of their own */
 };
@@ -81,6 +82,18 @@ void plan_destroy(struct plan *plan); /* NULL is fine */
  * kernels_stage_footprint() uses too (a test holds them equal). */
 uint64_t plan_kv_block_bytes(const struct gguf_model *model, enum plan_kv_type kv_type,
                              uint32_t block_tokens, uint32_t layers);
+
+/* What a plan promises by what steps cost on its ranks, which nobody has measured: tokens a second. */
+struct plan_prediction {
+    double one;    /* of one sequence that decodes */
+    double many;   /* of PLAN_MANY sequences for each stage */
+    double prompt; /* of prompts, in steps of plan->step_tokens */
+};
+#define PLAN_MANY 64
+/* ranks NULL: `rank` for each of them. */
+void plan_predict(const struct plan *plan, const struct gguf_model *model,
+                  const struct plan_rank *ranks, const struct plan_rank *rank,
+                  struct plan_prediction *prediction);
 
 /* The table for people, in memory that the caller frees. */
 char *plan_table(const struct plan *plan, const struct plan_rank *ranks);
