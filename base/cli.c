@@ -17,6 +17,7 @@ extern char **environ;
 #define NAME_MAX_BYTES 48 /* longer words are nobody's near miss */
 
 /* Variables of all programs: exported for one, they are no mistake in the others. */
+/* clang-format off */
 static const char *const shared_variables[] = {
     "GPTOSS_BENCH_DEPTH",
     "GPTOSS_BENCH_GEN",
@@ -39,6 +40,7 @@ static const char *const shared_variables[] = {
     "GPTOSS_DEVICE",
     "GPTOSS_DRAIN_TIMEOUT",
     "GPTOSS_INSECURE",
+    "GPTOSS_KV_TOKENS",
     "GPTOSS_KV_TYPE",
     "GPTOSS_LAUNCH",
     "GPTOSS_LAYERS",
@@ -66,6 +68,7 @@ static const char *const shared_variables[] = {
     "GPTOSS_WORKER",
     "GPTOSS_WORKERS_BIND",
 };
+/* clang-format on */
 
 /* ── near misses ───────────────────────────────────────────────────────────────────────────── */
 

@@ -25,8 +25,8 @@ struct pool {
 };
 
 struct table {
-    uint32_t *numbers; /* [blocks of the context]; given so far, in order */
-    uint32_t count, freed;
+    uint32_t *numbers;           /* [blocks of the context]; given so far, in order */
+    uint32_t count, freed, told; /* freed and said so */
 };
 
 struct sequence {
@@ -94,13 +94,18 @@ static int extend(struct table *table, struct pool *pool, uint32_t end, uint32_t
     return 0;
 }
 
-/* Gives back the blocks at the front whose positions are all below `first`; how many. */
-static uint32_t release(struct table *table, struct pool *pool, uint32_t first, uint32_t block)
+/* Gives back what the windows have passed: before a step is put together, because the rows of the last
+ * one still read it. */
+static void release(struct run *run)
 {
-    uint32_t before = table->freed;
-    while (table->freed < table->count && (uint64_t)(table->freed + 1) * block <= first)
-        pool_give(pool, table->numbers[table->freed++]);
-    return table->freed - before;
+    uint32_t block = run->plan->block_tokens;
+    for (uint32_t s = 0; s < run->test->sequences; s++) {
+        uint32_t end = run->sequences[s].position + 1;
+        uint32_t seen = end > run->window ? end - run->window : 0;
+        struct table *table = &run->sequences[s].window;
+        while (table->freed < table->count && (uint64_t)(table->freed + 1) * block <= seen)
+            pool_give(&run->window_pool, table->numbers[table->freed++]);
+    }
 }
 
 /* ── rows and steps ────────────────────────────────────────────────────────────────────────── */
@@ -126,8 +131,8 @@ static int fill_row(struct run *run, uint32_t i, uint32_t s, uint32_t count, boo
     row->sample_from = sample ? count - 1 : count;
     row->restart = sequence->restart;
     row->top_p = 1;
-    uint32_t seen = sequence->position + 1 > run->window ? sequence->position + 1 - run->window : 0;
-    row->window_freed = release(&sequence->window, &run->window_pool, seen, block);
+    row->window_freed = sequence->window.freed - sequence->window.told;
+    sequence->window.told = sequence->window.freed;
     if (extend(&sequence->full, &run->full, end, block, &row->n_full_blocks) ||
         extend(&sequence->window, &run->window_pool, end, block, &row->n_window_blocks)) {
         snprintf(err, err_size, "no KV block is left for sequence %" PRIu32, s);
@@ -245,6 +250,7 @@ static int run_phase(struct run *run, bool as_prompt, char *err, size_t err_size
     for (;;) {
         int issued = 1;
         while (issued == 1 && run->in_flight < run->plan->steps_in_flight) {
+            release(run);
             issued = as_prompt ? issue_prompt(run, err, err_size) : 0;
             if (issued == 0)
                 issued = issue_token(run, err, err_size);

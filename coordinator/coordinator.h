@@ -36,6 +36,7 @@ struct coordinator_options {
     uint32_t threads;               /* told to the ranks; 0: they choose */
     uint32_t context;               /* positions of a sequence; 0: the plan's default */
     uint32_t sequences;             /* at a time; 0: the plan's default */
+    uint32_t kv_tokens;             /* KV positions of all sequences; 0: as many as fit */
     uint32_t step_tokens;           /* of a step; 0: 2048, or 128 where all ranks are CPUs */
     /* A prompt delays the tokens of others to one in this time, where they alone do not take half of it
      * already; 0: 50 ms */

@@ -174,6 +174,7 @@ struct coordinator {
     struct blocks full, window;
     struct prefix *prefix; /* NULL: switched off */
     uint64_t kv_step;      /* the step whose rows were given blocks last */
+    size_t kv_given;       /* so many */
     uint64_t kv_refused;   /* the request that kv_refused_room blocks were too few for */
     size_t kv_refused_room;
     bool *slots;              /* [plan.sequences] taken */

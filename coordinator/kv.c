@@ -209,6 +209,7 @@ static void begin_step(struct coordinator *c, uint64_t number)
             blocks_free_front(&c->window, &r->window, passed);
     }
     c->kv_step = number;
+    c->kv_given = 0;
 }
 
 static size_t more(const struct block_table *t, size_t entries)
@@ -240,17 +241,21 @@ bool kv_give(struct coordinator *c, struct request *r, uint32_t count, uint64_t 
     if (number != c->kv_step)
         begin_step(c, number);
     size_t entries = blocks_for(c, r->issued + count);
+    /* What the slot's tables hold before this row: given blocks begin there. */
+    size_t full_before = r->restart ? 0 : r->full.count;
+    size_t window_before = r->restart ? 0 : r->window.count;
+    size_t given = 2 * entries - full_before - window_before;
+    if (c->kv_given && c->kv_given + given > KV_GIVEN_MAX)
+        return false;
     while (more(&r->full, entries) > blocks_room(&c->full) ||
            more(&r->window, entries) > blocks_room(&c->window))
         if (!preempt(c, r, number))
             return false;
-    /* What the slot's tables hold before this row: given blocks begin there. */
-    size_t full_before = r->restart ? 0 : r->full.count;
-    size_t window_before = r->restart ? 0 : r->window.count;
     bool extended = blocks_extend(&c->full, &r->full, entries) &&
                     blocks_extend(&c->window, &r->window, entries);
     assert(extended);
     (void)extended;
+    c->kv_given += given;
     row->n_full_blocks = r->full.count - full_before;
     row->full_blocks = r->full.entries + full_before;
     row->n_window_blocks = r->window.count - window_before;

@@ -7,6 +7,10 @@
 
 #include "coordinator/core.h"
 
+/* Blocks that the rows of one step are given, unless it has one row: sequences that begin far behind a
+ * shared prefix are given all of it, and a step is one message of bounded size. */
+#define KV_GIVEN_MAX 16384
+
 void kv_create(struct coordinator *c); /* for c->world.plan */
 void kv_destroy(struct coordinator *c);
 

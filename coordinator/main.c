@@ -18,7 +18,7 @@
 
 struct options {
     const char *model, *bind, *workers_bind, *layers, *kv_type, *device, *worker, *costs;
-    int64_t launch, context, sequences, threads, max_queue, step_tokens;
+    int64_t launch, context, sequences, threads, max_queue, step_tokens, kv_tokens;
     double drain, token_gap, step_deadline, silence, bandwidth;
     bool plan_only, insecure, no_prefix_cache;
 };
@@ -115,6 +115,7 @@ static int show_plans(const struct gguf_model *model, const struct coordinator_o
             .kv_type = options->kv_type_given ? options->kv_type
                        : gpu                  ? PLAN_KV_F16
                                               : PLAN_KV_F32,
+            .kv_tokens = options->kv_tokens,
             .step_tokens = options->step_tokens,
         };
         struct plan *plan;
@@ -152,6 +153,7 @@ static int run(const struct options *o, const char *path, const uint32_t *layers
         .threads = (uint32_t)o->threads,
         .context = (uint32_t)o->context,
         .sequences = (uint32_t)o->sequences,
+        .kv_tokens = (uint32_t)o->kv_tokens,
         .step_tokens = (uint32_t)o->step_tokens,
         .gap_us = (uint64_t)(o->token_gap * 1e3),
         .layers = layers,
@@ -225,6 +227,11 @@ int main(int argc, char **argv)
          "16, on GPUs up to 256", "GPTOSS_SEQUENCES", &o.sequences, 1, 4096, NULL},
         {CLI_STRING, "kv-type", 0, "TYPE", "type of the KV cache: f32, f16 or bf16",
          "f32 on CPUs, f16 on GPUs", "GPTOSS_KV_TYPE", &o.kv_type, 0, 0, NULL},
+        {CLI_INT, "kv-tokens", 0, "T",
+         "positions that the KV cache holds, of all sequences together; what is short of them "
+         "waits",
+         "as many as the sequences can use and fit", "GPTOSS_KV_TOKENS", &o.kv_tokens, 1,
+         UINT32_MAX, NULL},
         {CLI_FLAG, "no-prefix-cache", 0, NULL,
          "share no KV between prompts that begin alike: how soon an answer comes then tells a "
          "client nothing about the prompts of others",

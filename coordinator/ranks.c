@@ -319,6 +319,7 @@ static void make_plan(struct coordinator *c, uint64_t now)
         .kv_type = c->options.kv_type_given ? c->options.kv_type
                    : all_cpu                ? PLAN_KV_F32
                                             : PLAN_KV_F16,
+        .kv_tokens = c->options.kv_tokens,
         .step_tokens = c->options.step_tokens ? c->options.step_tokens
                        : all_cpu              ? 128
                                               : 2048,

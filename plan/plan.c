@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "plan/capacity.h"
 #include "plan/cut.h"
 #include "plan/size.h"
 #include "plan/stage.h"
@@ -155,20 +156,11 @@ static uint32_t size_full_pool(const struct draft *draft)
         if (room / block < blocks)
             blocks = room / block;
     }
+    if (draft->options->kv_tokens && blocks > stage_blocks(draft->options->kv_tokens))
+        blocks = stage_blocks(draft->options->kv_tokens);
     if (blocks < least)
         blocks = least;
     return (uint32_t)blocks;
-}
-
-/* Blocks of the window pool: what each sequence's window touches, and the tokens of one step. What a
- * step's chunks leave behind their windows is free again for the next one. */
-static uint32_t size_window_pool(const struct gguf_model *model, const struct plan *plan)
-{
-    uint64_t window = model->window < plan->context ? model->window : plan->context;
-    uint64_t tokens = (uint64_t)plan->sequences * plan->context;
-    if (tokens > plan->step_tokens)
-        tokens = plan->step_tokens;
-    return (uint32_t)(plan->sequences * (window / BLOCK_TOKENS + 2) + tokens / BLOCK_TOKENS + 1);
 }
 
 /* Fills the plan for plan->context and plan->sequences. 0; 1: does not fit; -1: out of memory. */
@@ -186,7 +178,7 @@ static int try_plan(const struct draft *draft)
     plan->step_samples = plan->step_rows > STEP_SAMPLES_MIN ? plan->step_rows : STEP_SAMPLES_MIN;
     if (plan->step_samples > plan->step_tokens)
         plan->step_samples = plan->step_tokens;
-    plan->window_blocks = size_window_pool(model, plan);
+    capacity_window(plan, model->window);
 
     if (draft->options->layers)
         memcpy(counts, draft->options->layers, plan->n_stages * sizeof *counts);

@@ -41,6 +41,7 @@ struct plan_options {
     uint32_t context;              /* positions of a sequence; 0: min(the model's, 8192) */
     uint32_t sequences;            /* at a time; 0: 16, on GPUs up to 256 */
     enum plan_kv_type kv_type;
+    uint32_t kv_tokens;        /* positions of all sequences together, at most; 0: no bound */
     uint32_t step_tokens;      /* 0: 512 */
     uint32_t vocabulary_limit; /* 0: the model's rows */
 };
@@ -66,6 +67,7 @@ struct plan {
     uint32_t block_tokens;
     uint32_t full_blocks;   /* pool sizes, the same on every stage; may be fewer than */
     uint32_t window_blocks; /* sequences · context needs: then sequences wait for blocks */
+    uint32_t window_each;   /* blocks of the window pool that one sequence needs */
     uint32_t step_tokens, step_rows, step_samples;
     uint32_t steps_in_flight;
     uint32_t lanes; /* of each stage: steps_in_flight */
@@ -94,6 +96,15 @@ struct plan_prediction {
 void plan_predict(const struct plan *plan, const struct gguf_model *model,
                   const struct plan_rank *ranks, const struct plan_rank *rank,
                   struct plan_prediction *prediction);
+
+/* How many sequences of one length the pools hold. */
+struct plan_capacity {
+    uint64_t positions; /* of the full pool */
+    uint64_t sequences; /* of `length` positions, at a time */
+    double all_layers;  /* as many bytes would hold so many if every layer kept every position */
+    double ratio;       /* bytes of one such sequence there over here */
+};
+void plan_capacity(const struct plan *plan, uint32_t length, struct plan_capacity *capacity);
 
 /* The table for people, in memory that the caller frees. */
 char *plan_table(const struct plan *plan, const struct plan_rank *ranks);

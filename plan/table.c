@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "plan/capacity.h"
 #include "plan/plan.h"
 #include "plan/size.h"
 
@@ -115,21 +116,6 @@ static void fill_totals(struct row *row, const struct plan *plan)
     snprintf(row->cells[LAYERS], CELL, "%" PRIu32, sum.layer_count);
 }
 
-/* The sentences below the table. */
-static void print_capacity(FILE *out, const struct plan *plan)
-{
-    uint64_t per_sequence = ((uint64_t)plan->context + plan->block_tokens - 1) / plan->block_tokens;
-    uint64_t whole = plan->full_blocks / per_sequence;
-    fprintf(out, "KV for %" PRIu64 " positions: %" PRIu64 " sequence%s of %" PRIu32,
-            (uint64_t)plan->full_blocks * plan->block_tokens, whole, whole == 1 ? "" : "s",
-            plan->context);
-    if (whole < plan->sequences)
-        fprintf(out,
-                " at a time, of %" PRIu32 " asked for; shorter ones share the room, others wait",
-                plan->sequences);
-    fprintf(out, ".\n");
-}
-
 static void print_speed(FILE *out, const struct plan *plan)
 {
     double all = 0, slowest = 0;
@@ -190,7 +176,7 @@ static void print_table(FILE *out, const struct plan *plan, const struct plan_ra
     print_row(out, &headings, width);
     for (uint32_t r = 0; r < n_rows; r++)
         print_row(out, &rows[r], width);
-    print_capacity(out, plan);
+    capacity_print(out, plan);
     print_speed(out, plan);
     print_in_place(out, plan, ranks);
 }

@@ -12,7 +12,7 @@ enum { SLOTS = 64, BLOCKS_MAX = 4096, QUEUE_MAX = 64 };
 struct slot {
     uint32_t position; /* the next one */
     uint32_t full[BLOCKS_MAX], window[BLOCKS_MAX];
-    uint32_t n_full, n_window, window_first;
+    uint32_t n_full, n_window, window_first, window_passed;
     uint32_t n_tokens, n_samples;
     uint32_t tokens[BLOCKS_MAX]; /* given */
     bool has_sample;
@@ -56,6 +56,18 @@ static void give(uint8_t *owner, uint32_t *table, uint32_t *n, uint32_t slot,
     }
 }
 
+/* Between steps, what the windows have passed may be given to others. */
+static void pass_windows(void)
+{
+    for (uint32_t s = 0; s < SLOTS; s++) {
+        struct slot *slot = &world.slots[s];
+        uint32_t end = slot->position + 1;
+        uint32_t seen = end > world.model.window ? end - world.model.window : 0;
+        for (; (slot->window_passed + 1) * world.plan.block_tokens <= seen; slot->window_passed++)
+            world.window_owner[slot->window[slot->window_passed]] = 0;
+    }
+}
+
 static void take_row(const Gptoss__Row *row)
 {
     assert_true(row->slot < world.plan.sequences);
@@ -64,8 +76,7 @@ static void take_row(const Gptoss__Row *row)
         assert_int_equal(row->position, 0);
         memset(slot, 0, sizeof *slot);
     }
-    for (uint32_t i = 0; i < row->window_freed; i++)
-        world.window_owner[slot->window[slot->window_first++]] = 0;
+    slot->window_first += row->window_freed;
     give(world.full_owner, slot->full, &slot->n_full, row->slot, row->full_blocks,
          row->n_full_blocks, world.plan.full_blocks);
     give(world.window_owner, slot->window, &slot->n_window, row->slot, row->window_blocks,
@@ -97,6 +108,7 @@ int loop_issue(struct loop *loop, Gptoss__Step *step, char *message, size_t mess
     (void)message_size;
     uint32_t n_tokens = 0, n_samples = 0;
     bool seen[SLOTS] = {false};
+    pass_windows();
     step->step = loop->next_step++;
     assert_true(step->n_rows >= 1 && step->n_rows <= world.plan.step_rows);
     assert_true(world.n_queue < world.plan.steps_in_flight);

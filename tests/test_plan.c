@@ -339,8 +339,9 @@ static void the_pools_hold_every_sequence(void **state)
     struct plan *plan =
         plan_of(&fake, (struct plan_options){.n_ranks = 2, .context = 8001, .sequences = 12}, 0);
     assert_int_equal(plan->full_blocks, 12 * 501);
-    /* A window at any offset within a block for each, and one step of 512 tokens. */
-    assert_int_equal(plan->window_blocks, 12 * (128 / 16 + 2) + 512 / 16 + 1);
+    /* 128 positions touch 9 blocks at most; the rows of a step 512 / 16 more, and a broken one each. */
+    assert_int_equal(plan->window_each, 9);
+    assert_in_range(plan->window_blocks, 12 * 9 + 512 / 16, 12 * 10 + 512 / 16);
     for (int s = 0; s < 2; s++) {
         const struct plan_stage *stage = &plan->stages[s];
         uint64_t position = 2 * 4 * 8 * 64;
@@ -349,6 +350,43 @@ static void the_pools_hold_every_sequence(void **state)
                              ((uint64_t)stage->full_layers * plan->full_blocks +
                               (uint64_t)stage->window_layers * plan->window_blocks));
     }
+    plan_destroy(plan);
+}
+
+/* A sequence of 8k takes 12 · 512 + 12 · 9 blocks instead of 24 · 512. */
+static void at_8k_the_same_memory_holds_twice_the_sequences_nearly(void **state)
+{
+    (void)state;
+    struct fake fake;
+    make_20b(&fake);
+    for (uint32_t stages = 1; stages <= 4; stages++) {
+        give_memory(&fake, stages, 80);
+        struct plan_options options = {
+            .n_ranks = stages, .ranks = fake.ranks, .sequences = 256, .kv_type = PLAN_KV_F16};
+        struct plan *plan = plan_of(&fake, options, 0);
+        struct plan_capacity c;
+        plan_capacity(plan, 8192, &c);
+        assert_int_equal(lround(c.ratio * 100), 197);
+        assert_int_equal(c.positions, 256 * 8192);
+        assert_int_equal(c.sequences, 256);
+        /* What a step needs besides is counted here. */
+        assert_true((double)c.sequences / c.all_layers >= 1.95);
+        plan_capacity(plan, 100, &c); /* shorter than the window: nothing is gained */
+        assert_true(c.ratio == 1);
+        plan_destroy(plan);
+    }
+}
+
+static void a_bound_of_the_cache_is_kept_but_one_sequence_fits(void **state)
+{
+    (void)state;
+    struct fake fake;
+    make_20b(&fake);
+    struct plan *plan = plan_of(&fake, (struct plan_options){.n_ranks = 1, .kv_tokens = 10001}, 0);
+    assert_int_equal(plan->full_blocks, 626);
+    plan_destroy(plan);
+    plan = plan_of(&fake, (struct plan_options){.n_ranks = 1, .kv_tokens = 1}, 0);
+    assert_int_equal(plan->full_blocks, 512);
     plan_destroy(plan);
 }
 
@@ -590,7 +628,7 @@ static void the_table_has_a_row_a_rank_and_says_the_capacity(void **state)
             assert_int_equal(length, width); /* columns line up */
         lines++;
     }
-    assert_int_equal(lines, 1 + 2 + 1 + 2);
+    assert_int_equal(lines, 1 + 2 + 1 + 3);
     char range[32];
     for (int s = 0; s < 2; s++) {
         const struct plan_stage *stage = &plan->stages[s];
@@ -599,6 +637,8 @@ static void the_table_has_a_row_a_rank_and_says_the_capacity(void **state)
         assert_non_null(strstr(table, range));
     }
     assert_non_null(strstr(table, "KV for 131072 positions: 16 sequences of 8192.\n"));
+    assert_non_null(strstr(table, "Sequences of 8192: 16; "));
+    assert_non_null(strstr(table, "hold 8.2 in as many bytes, because one takes 1.97 times"));
     free(table);
     table = plan_table(plan, NULL);
     assert_null(strstr(table, "H100"));
@@ -623,6 +663,8 @@ int main(void)
         cmocka_unit_test(weights_add_up_to_the_file),
         cmocka_unit_test(a_tied_embedding_is_counted_once_on_one_stage),
         cmocka_unit_test(the_pools_hold_every_sequence),
+        cmocka_unit_test(at_8k_the_same_memory_holds_twice_the_sequences_nearly),
+        cmocka_unit_test(a_bound_of_the_cache_is_kept_but_one_sequence_fits),
         cmocka_unit_test(kv_of_16_bits_takes_half),
         cmocka_unit_test(the_kv_pool_shrinks_to_what_is_left),
         cmocka_unit_test(gpus_get_as_many_sequences_as_have_room),

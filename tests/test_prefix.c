@@ -335,6 +335,30 @@ static void a_lost_world_takes_the_cache_with_it(void **state)
     fake_destroy(f);
 }
 
+/* Each of them is given the whole prefix: too much for one step, and the world checks that. */
+static void many_that_begin_behind_a_long_prefix_share_no_step(void **state)
+{
+    (void)state;
+    enum { LONG = 6400, MANY = 48 };
+    static uint32_t ids[MANY][LONG + 1];
+    struct fake *f =
+        fake_create(model, 2, (struct coordinator_options){.context = 8192, .sequences = 64});
+    fake_start(f);
+    random_ids(f, ids[0], LONG);
+    for (uint32_t r = 0; r < MANY; r++) {
+        memcpy(ids[r], ids[0], LONG * sizeof **ids);
+        ids[r][LONG] = r;
+        fake_ask(f, r, r, ids[r], LONG + 1, 3, r);
+    }
+    fake_run(f);
+    for (uint32_t r = 0; r < MANY; r++) {
+        assert_answer(f, r, ids[r], LONG + 1, 3, r);
+        assert_int_equal(f->requests[r].cached, r ? LONG : 0);
+    }
+    assert_nothing_is_held(f);
+    fake_destroy(f);
+}
+
 /* Ten thousand requests whose prompts grow out of one another, with cancels, vanished clients and lost
  * worlds, in pools that are far too small. */
 static void ten_thousand_requests_leak_nothing(void **state)
@@ -413,6 +437,7 @@ int main(void)
         cmocka_unit_test(boundaries_are_kept_longer_than_what_windows_pass),
         cmocka_unit_test(a_preempted_sequence_finds_its_blocks_again),
         cmocka_unit_test(a_lost_world_takes_the_cache_with_it),
+        cmocka_unit_test(many_that_begin_behind_a_long_prefix_share_no_step),
         cmocka_unit_test(ten_thousand_requests_leak_nothing),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);

@@ -316,15 +316,17 @@ bool fake_step(struct fake *f)
 
     static Gptoss__Sample samples[4096];
     static Gptoss__Sample *pointers[4096];
-    size_t n = 0, n_tokens = 0;
+    size_t n = 0, n_tokens = 0, n_given = 0;
     for (size_t i = 0; i < step->n_rows; i++) {
         write_row(f, step->rows[i]);
         n_tokens += step->rows[i]->count;
         f->tokens += step->rows[i]->count;
+        n_given += step->rows[i]->n_full_blocks + step->rows[i]->n_window_blocks;
         for (size_t k = 0; k < i; k++)
             check(step->rows[k]->slot != step->rows[i]->slot);
     }
     check(n_tokens <= f->plan->step_tokens);
+    check(n_given <= KV_GIVEN_MAX || step->n_rows == 1);
     for (size_t i = 0; i < step->n_rows; i++) {
         const Gptoss__Row *row = step->rows[i];
         for (uint32_t k = row->sample_from; k < row->count; k++) {

@@ -25,7 +25,7 @@ def ask(binaries, endpoint, case):
     return json.loads(done.stdout)
 
 
-def run(binaries, model, cases, ranks, bits):
+def run(binaries, model, cases, ranks, options, bits):
     """Returns what went wrong, as sentences."""
     wrong, within, compared, tokens = [], 0, 0, 0
     with tempfile.TemporaryDirectory() as place:
@@ -33,7 +33,7 @@ def run(binaries, model, cases, ranks, bits):
         with open(f"{place}/log", "w") as log:
             coordinator = subprocess.Popen(
                 [f"{binaries}/gptoss-coordinator", "--model", model, "--device", "cuda", "--launch", str(ranks),
-                 "--bind", clients, "--workers-bind", f"ipc://{place}/w"], stdout=log, stderr=log)
+                 "--bind", clients, "--workers-bind", f"ipc://{place}/w", *options], stdout=log, stderr=log)
         begin = time.monotonic()
         try:
             while "serving on" not in open(log.name).read():
@@ -46,7 +46,7 @@ def run(binaries, model, cases, ranks, bits):
                 tokens += len(answer["tokens"])
                 got = (answer["tokens"], answer["top"])
                 if bits.setdefault(case["name"], got) != got:
-                    wrong.append(f"{case['name']}: {ranks} ranks give other bits than one")
+                    wrong.append(f"{case['name']}: {ranks} ranks give other bits than one without sharing")
                 for want, token, top, reference in zip(case["greedy"], answer["tokens"], answer["top"], case["top5"]):
                     logits = dict(map(tuple, reference))
                     off = [abs(logit - logits[i]) for i, logit in top if i in logits]
@@ -72,8 +72,10 @@ def main():
         sys.exit(77)
     binaries, model, golden = sys.argv[1:4]
     cases, bits, wrong = json.load(open(golden)), {}, []
+    # Alone, and then each case twice: its blocks, and those of cases that begin like it, are shared.
+    wrong += run(binaries, model, cases, 1, ["--no-prefix-cache"], bits)
     for ranks in (1, 2, 3, 4):
-        wrong += run(binaries, model, cases, ranks, bits)
+        wrong += run(binaries, model, cases * 2, ranks, [], bits)
     print("\n".join(wrong) if wrong else "golden cases on the GPU: all right, the same bits for 1, 2, 3 and 4 ranks")
     sys.exit(1 if wrong else 0)
 
