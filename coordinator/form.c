@@ -12,9 +12,9 @@
  *      without waiting.
  *
  * How long a step may take: while sequences decode, their tokens come one round of the pipeline apart.
- * So a step with prompts takes the S-th part of options.gap_us at most, or twice what its decode rows
- * take alone, whichever is more: prompts never starve, and slow the others to half their speed at
- * most, or to one token in each gap. While none decodes, a step is as long as gets the prompts through
+ * So a step with prompts takes the S-th part of the gap at most, or three times what its decode rows
+ * take alone, whichever is more: prompts never starve, and slow the others to a third of their speed
+ * at most, or to one token in each gap. While none decodes, a step is as long as gets the prompts through
  * the pipeline soonest. What a step takes is the cost model's word (plan/cost.h); its tokens are
  * bounded by the plan in any case. Nothing of this changes a bit of any result.
  */
@@ -23,6 +23,7 @@
 
 #include "coordinator/sched.h"
 
+#define SLOWER      3  /* times its decode rows' time that a step with prompts may take */
 #define CHUNK_MIN   4  /* tokens of a prompt that a step takes, whatever it costs */
 #define CHUNK_ROUND 16 /* larger chunks are multiples of this */
 #define CHUNKS_MAX  64 /* that prompts are cut into, to fill the pipeline, … */
@@ -206,7 +207,7 @@ static double target_seconds(const struct coordinator *c, const struct step *ste
     double decode = c->decode_seconds;
     if (step->n_rows)
         decode = cost_slowest(c->costs, plan->n_stages, &step->work);
-    return fmax((double)c->options.gap_us * 1e-6 / plan->n_stages, 2 * decode);
+    return fmax((double)c->gap_us * 1e-6 / plan->n_stages, SLOWER * decode);
 }
 
 void form_rows(struct coordinator *c, struct step *step)

@@ -213,7 +213,6 @@ int main(int argc, char **argv)
         .device = "auto",
         .max_queue = 512,
         .drain = 30,
-        .token_gap = 50,
         .step_deadline = 300,
         .silence = 15,
     };
@@ -268,8 +267,8 @@ int main(int argc, char **argv)
         {CLI_INT, "step-tokens", 0, "N", "tokens of one step", "2048, or 128 on CPUs",
          "GPTOSS_STEP_TOKENS", &o.step_tokens, 1, 8192, NULL},
         {CLI_FLOAT, "token-gap", 0, "MS",
-         "prompts delay the tokens of others to one in this time, or to half their speed", "50",
-         "GPTOSS_TOKEN_GAP", &o.token_gap, 0.1, 1e6, NULL},
+         "prompts delay the tokens of others to one in this time, or to a third of their speed",
+         "50, on CPUs 200", "GPTOSS_TOKEN_GAP", &o.token_gap, 0.1, 1e6, NULL},
         {CLI_FLOAT, "step-deadline", 0, "SECONDS", "a step that takes longer has failed", "300",
          "GPTOSS_STEP_DEADLINE", &o.step_deadline, 0.1, 1e6, NULL},
         {CLI_FLOAT, "silence", 0, "SECONDS", "a rank that says nothing for so long is lost", "15",
