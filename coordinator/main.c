@@ -223,7 +223,7 @@ int main(int argc, char **argv)
         {CLI_INT, "context", 'c', "T", "positions of one sequence, answer included",
          "the model's, at most 8192", "GPTOSS_CONTEXT", &o.context, 1, UINT32_MAX, NULL},
         {CLI_INT, "sequences", 's', "S", "sequences that are computed at a time",
-         "16, on GPUs up to 256", "GPTOSS_SEQUENCES", &o.sequences, 1, 4096, NULL},
+         "16, on GPUs up to 256 a stage", "GPTOSS_SEQUENCES", &o.sequences, 1, 4096, NULL},
         {CLI_STRING, "kv-type", 0, "TYPE", "type of the KV cache: f32, f16 or bf16",
          "f32 on CPUs, f16 on GPUs", "GPTOSS_KV_TYPE", &o.kv_type, 0, 0, NULL},
         {CLI_INT, "kv-tokens", 0, "T",

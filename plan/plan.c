@@ -22,7 +22,8 @@
 enum {
     DEFAULT_CONTEXT = 8192,
     DEFAULT_SEQUENCES = 16,
-    GPU_SEQUENCES = 256,
+    GPU_SEQUENCES = 256, /* for each stage */
+    GPU_SEQUENCES_MAX = 1024,
     SEQUENCE_ROOM = 1024, /* positions that each of many sequences has room for */
     DEFAULT_STEP_TOKENS = 512,
     STEP_SAMPLES_MIN = 64,  /* replay samples several positions of one row */
@@ -366,7 +367,9 @@ static int choose_sequences(const struct draft *draft)
     for (uint32_t s = 0; s < plan->n_stages; s++)
         if (in_place(draft, s) || draft->share[s] == 0)
             return 0;
-    for (uint32_t n = GPU_SEQUENCES; n > DEFAULT_SEQUENCES; n /= 2) {
+    uint32_t most = GPU_SEQUENCES * plan->n_stages;
+    for (uint32_t n = most < GPU_SEQUENCES_MAX ? most : GPU_SEQUENCES_MAX; n > DEFAULT_SEQUENCES;
+         n /= 2) {
         plan->sequences = n;
         int status = try_plan(draft);
         if (status < 0)

@@ -39,7 +39,7 @@ struct plan_options {
     const struct plan_rank *ranks; /* [n_ranks]; NULL: unknown ranks */
     const uint32_t *layers;        /* [n_ranks], given by hand; NULL: computed */
     uint32_t context;              /* positions of a sequence; 0: min(the model's, 8192) */
-    uint32_t sequences;            /* at a time; 0: 16, on GPUs up to 256 */
+    uint32_t sequences;            /* at a time; 0: 16, on GPUs up to 256 a stage */
     enum plan_kv_type kv_type;
     uint32_t kv_tokens;        /* positions of all sequences together, at most; 0: no bound */
     uint32_t step_tokens;      /* 0: 512 */
