@@ -19,13 +19,19 @@ extern char **environ;
 /* Variables of all programs: exported for one, they are no mistake in the others. */
 /* clang-format off */
 static const char *const shared_variables[] = {
+    "GPTOSS_BENCH_CLIENTS",
     "GPTOSS_BENCH_DEPTH",
     "GPTOSS_BENCH_GEN",
     "GPTOSS_BENCH_NO_WARMUP",
     "GPTOSS_BENCH_OUTPUT",
     "GPTOSS_BENCH_PROMPT",
+    "GPTOSS_BENCH_RATE",
     "GPTOSS_BENCH_REPETITIONS",
+    "GPTOSS_BENCH_REPLICAS",
+    "GPTOSS_BENCH_REQUESTS",
+    "GPTOSS_BENCH_SCALING",
     "GPTOSS_BENCH_SEQUENCES",
+    "GPTOSS_BENCH_SHARED_PREFIX",
     "GPTOSS_BENCH_STAGES",
     "GPTOSS_BENCH_THROUGH",
     "GPTOSS_BENCH_UBATCH",
@@ -39,6 +45,7 @@ static const char *const shared_variables[] = {
     "GPTOSS_DEADLINE",
     "GPTOSS_DEVICE",
     "GPTOSS_DRAIN_TIMEOUT",
+    "GPTOSS_HEAD",
     "GPTOSS_INSECURE",
     "GPTOSS_KV_TOKENS",
     "GPTOSS_KV_TYPE",

@@ -19,8 +19,10 @@
 #include "gguf/gguf.h"
 #include "plan/plan.h"
 
-/* gptoss-bench pipeline: everything after the program's name. Returns an exit code. */
+/* The commands: everything after the program's name. They return an exit code. */
 int bench_pipeline(int argc, char **argv);
+int bench_serve(int argc, char **argv);
+int bench_kernels(int argc, char **argv);
 int bench_simulate(int argc, char **argv);
 
 /* Whether Ctrl-C or SIGTERM came; every wait looks at it. */
@@ -31,6 +33,7 @@ bool bench_interrupted(void);
 struct bench_test {
     uint32_t n_prompt, n_gen, n_depth;
     uint32_t sequences;
+    uint32_t sequence_first; /* its number; what a sequence is prompted with depends on its own */
 };
 
 /* Tokens that each sequence samples: one after a prompt, one for each generated position. */
@@ -41,6 +44,7 @@ void bench_test_name(const struct bench_test *test, char *name, size_t name_size
 struct bench_sample {
     double seconds;
     double tokens; /* that went through in this time, of all sequences */
+    double busy;   /* seconds that all ranks together worked in this time; < 0: not known */
     uint32_t *ids; /* [sequences, bench_test_samples], the caller's */
 };
 
@@ -54,6 +58,9 @@ void bench_vocabulary(const struct gguf_model *model, struct bench_vocabulary *v
 void bench_prompt(const struct bench_vocabulary *vocabulary, uint64_t seed, uint32_t sequence,
                   uint32_t *ids, uint32_t n);
 
+uint64_t bench_random(uint64_t *state);           /* of all 64-bit numbers */
+double bench_random_exponential(uint64_t *state); /* with mean 1 */
+
 /* ── worlds ────────────────────────────────────────────────────────────────────────────────── */
 
 struct bench_world_options {
@@ -65,6 +72,7 @@ struct bench_world_options {
     enum plan_kv_type kv_type;
     uint32_t context, sequences; /* the largest of all tests */
     uint32_t step_tokens;        /* of a prefill step */
+    int gpu; /* the only one that the ranks see, of those that we see; < 0: all */
 };
 
 /* What the ranks said they are. */
@@ -73,6 +81,7 @@ struct bench_world_info {
     char device[96];
     uint32_t threads; /* of a rank; 0: not known */
     char layers[256]; /* "16,8" */
+    double bandwidth; /* bytes a second that all ranks read, as they measured; 0: not known */
 };
 
 struct bench_driver {
@@ -84,9 +93,34 @@ struct bench_driver {
     const char *(*cannot)(const struct bench_test *test);
     int (*run)(void *world, const struct bench_test *test, uint64_t seed,
                struct bench_sample *sample, char *err, size_t err_size);
+    void (*idle)(
+        void *world); /* now and then between runs: the ranks want to hear us; may be NULL */
     void (*close)(void *world); /* ends the ranks; NULL is fine */
 };
 extern const struct bench_driver bench_loop, bench_served;
+
+/* Either one pipeline of options->stages ranks, or as many pipelines of one rank each (replicas), which
+ * get the sequences of a test dealt and run at the same time. */
+struct bench_world;
+int bench_world_open(struct bench_world **out, const struct bench_driver *driver,
+                     const struct bench_world_options *options, bool replicas,
+                     struct bench_world_info *info, char *err, size_t err_size);
+int bench_world_run(struct bench_world *world, const struct bench_test *test, uint64_t seed,
+                    struct bench_sample *sample, char *err, size_t err_size);
+void bench_world_close(struct bench_world *world); /* NULL is fine */
+
+/* ── cost.c: what a test has to do ─────────────────────────────────────────────────────────── */
+
+/* Distinct experts that `rows` tokens choose in a layer, if each chooses evenly and by itself. */
+double bench_experts(const struct gguf_model *model, uint32_t rows);
+/* Bytes that are read when a step of `rows` tokens, each at `depth`, passes all layers and the head. */
+double bench_step_bytes(const struct gguf_model *model, enum plan_kv_type kv_type, uint32_t rows,
+                        double depth);
+/* Tokens of one sequence each in a decode step: the sequences are dealt into a group a stage. */
+uint32_t bench_step_rows(const struct bench_test *test, uint32_t stages);
+/* Bytes that a test without prompt reads; 0 for one with a prompt, which is bound by arithmetic. */
+double bench_test_bytes(const struct gguf_model *model, enum plan_kv_type kv_type,
+                        const struct bench_test *test, uint32_t stages);
 
 /* ── list.c ────────────────────────────────────────────────────────────────────────────────── */
 
@@ -106,6 +140,7 @@ int bench_pair_parse(const char *option, const char *text, uint32_t *n_prompt, u
 struct bench_child {
     pid_t pid; /* leads a process group; 0: none */
     char name[32];
+    int gpu; /* before it is started: the one that it sees, of those that we see, plus one; 0: all */
 };
 /* argv[0] is looked up in PATH. The child's stdout is our stderr; it is told to end should we die. */
 int bench_child_start(struct bench_child *child, const char *const *argv, char *err,
@@ -127,11 +162,25 @@ struct bench_result {
     const struct bench_world_options *options;
     const struct bench_world_info *info;
     const char *through;
+    bool replicas, weak;
     struct bench_test test;
-    char time[32];                 /* when it began, ISO 8601, UTC */
-    size_t n;                      /* repetitions */
-    const double *seconds, *speed; /* [n]; speed in tokens a second */
+    char time[32];                        /* when it began, ISO 8601, UTC */
+    size_t n;                             /* repetitions */
+    const double *seconds, *speed, *busy; /* [n]; speed in tokens a second, busy as in a sample */
+    double one_stage; /* tokens a second of one stage in the test it is compared with; 0: unknown */
+    const double *replica_speed; /* [n]: of as many replicas, by turns with it; NULL: unknown */
 };
+
+/* Shares and times that follow from a result; < 0: not known. */
+struct bench_derived {
+    double bubble; /* share of the ranks' time in which they had nothing to do */
+    double hop_us; /* one sequence: from the end of a stage's work to the start of the next one's */
+    double bound;  /* share of the bandwidth that reading the weights and KV takes */
+    double experts;  /* distinct ones a layer in a step */
+    double speedup;  /* over one stage */
+    double replicas; /* tokens a second over those of the replicas: median of the repetitions */
+};
+void bench_derive(const struct bench_result *result, struct bench_derived *derived);
 
 struct bench_report;
 struct bench_report *bench_report_create(enum bench_format format, const struct gguf_model *model);

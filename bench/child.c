@@ -21,22 +21,40 @@ static const char *last_part(const char *path)
 
 extern char **environ;
 
+/* Entry `number` of the GPUs that we see, as the child shall see it alone. */
+static void gpu_entry(int number, char *entry, size_t entry_size)
+{
+    const char *list = getenv("CUDA_VISIBLE_DEVICES");
+    for (int i = 0; list && i < number; i++) {
+        list = strchr(list, ',');
+        list = list ? list + 1 : NULL;
+    }
+    if (list && list[0])
+        snprintf(entry, entry_size, "CUDA_VISIBLE_DEVICES=%.*s", (int)strcspn(list, ","), list);
+    else
+        snprintf(entry, entry_size, "CUDA_VISIBLE_DEVICES=%d", number);
+}
+
 /* Our environment without the options of the programs: what they shall do is said in argv alone. The
- * array is the caller's to free, the strings are not. */
-static char **child_environment(void)
+ * array is the caller's to free, the strings are not. `gpu`: an entry that stands in place of ours. */
+static char **child_environment(char *gpu)
 {
     static const char *const kept[] = {"GPTOSS_LOG=", "GPTOSS_NO_CUDA=", "GPTOSS_TEST_"};
     size_t n = 0, m = 0;
     while (environ && environ[n])
         n++;
-    char **out = base_alloc(n + 1, sizeof *out);
+    char **out = base_alloc(n + 2, sizeof *out);
     for (size_t i = 0; i < n; i++) {
         bool keep = strncmp(environ[i], "GPTOSS_", 7) != 0;
         for (size_t k = 0; k < sizeof kept / sizeof *kept; k++)
             keep = keep || strncmp(environ[i], kept[k], strlen(kept[k])) == 0;
+        if (gpu[0] && strncmp(environ[i], "CUDA_VISIBLE_DEVICES=", 21) == 0)
+            keep = false;
         if (keep)
             out[m++] = environ[i];
     }
+    if (gpu[0])
+        out[m] = gpu;
     return out;
 }
 
@@ -67,7 +85,10 @@ int bench_child_start(struct bench_child *child, const char *const *argv, char *
         snprintf(err, err_size, "cannot start %s: %m", child->name);
         return -1;
     }
-    char **environment = child_environment();
+    char gpu[96] = "";
+    if (child->gpu)
+        gpu_entry(child->gpu - 1, gpu, sizeof gpu);
+    char **environment = child_environment(gpu);
     pid_t parent = getpid(), pid = fork();
     if (pid == 0)
         become(argv, environment, parent, report[1]);

@@ -9,12 +9,13 @@
 
 #include "coordinator/coordinator.h"
 
-#define EPOCH       1
-#define SECOND      ((uint64_t)1000000)
-#define BEAT_US     SECOND
-#define SILENCE_US  (30 * SECOND)
-#define DEADLINE_MS 300000 /* of a transfer between stages */
-#define POLL_MS     100
+#define EPOCH          1
+#define SECOND         ((uint64_t)1000000)
+#define BEAT_US        SECOND
+#define SILENCE_US     (30 * SECOND)
+#define DEADLINE_MS    300000 /* of a transfer between stages */
+#define POLL_MS        100
+#define ANSWER_SECONDS 5.0 /* for ranks to say how they are */
 
 /* ── messages out ──────────────────────────────────────────────────────────────────────────── */
 
@@ -103,6 +104,7 @@ static int beat(struct loop *loop, char *err, size_t err_size)
     Gptoss__SupervisorHeartbeat body = GPTOSS__SUPERVISOR_HEARTBEAT__INIT;
     Gptoss__SupervisorMessage message = GPTOSS__SUPERVISOR_MESSAGE__INIT;
     body.seconds = (double)now * 1e-6;
+    body.sent_us = loop->asked_us; /* a question that is not answered yet stands */
     message.body_case = GPTOSS__SUPERVISOR_MESSAGE__BODY_HEARTBEAT;
     message.heartbeat = &body;
     for (uint32_t r = 0; r < loop->options->stages; r++) {
@@ -174,6 +176,12 @@ static int take(struct loop *loop, const Gptoss__RankMessage *message, char *err
     switch (message->body_case) {
     case GPTOSS__RANK_MESSAGE__BODY_JOIN: take_join(rank, message->join); return 0;
     case GPTOSS__RANK_MESSAGE__BODY_READY: rank->ready = true; return 0;
+    case GPTOSS__RANK_MESSAGE__BODY_HEARTBEAT:
+        if (loop->asked_us && message->heartbeat->echo_us == loop->asked_us) {
+            rank->answered = true;
+            rank->busy = message->heartbeat->busy_seconds;
+        }
+        return 0;
     case GPTOSS__RANK_MESSAGE__BODY_FAILED:
         snprintf(err, err_size, "rank %" PRIu32 ": %s", number, message->failed->text);
         return -1;
@@ -219,6 +227,33 @@ int loop_poll(struct loop *loop, int timeout_ms, char *err, size_t err_size)
     return 0;
 }
 
+int loop_busy(struct loop *loop, double *busy, char *err, size_t err_size)
+{
+    Gptoss__SupervisorHeartbeat body = GPTOSS__SUPERVISOR_HEARTBEAT__INIT;
+    Gptoss__SupervisorMessage message = GPTOSS__SUPERVISOR_MESSAGE__INIT;
+    body.seconds = clock_seconds();
+    body.sent_us = loop->asked_us = clock_us();
+    message.body_case = GPTOSS__SUPERVISOR_MESSAGE__BODY_HEARTBEAT;
+    message.heartbeat = &body;
+    for (uint32_t r = 0; r < loop->options->stages; r++) {
+        loop->ranks[r].answered = false;
+        if (send_to(loop, r, &message, err, err_size))
+            return -1;
+    }
+    *busy = 0;
+    double end = clock_seconds() + ANSWER_SECONDS;
+    for (uint32_t r = 0; r < loop->options->stages; r++) {
+        while (!loop->ranks[r].answered && clock_seconds() < end)
+            if (loop_poll(loop, POLL_MS, err, err_size))
+                return -1;
+        if (!loop->ranks[r].answered)
+            *busy = -1;
+        else if (*busy >= 0)
+            *busy += loop->ranks[r].busy;
+    }
+    return 0;
+}
+
 /* ── opening and closing ───────────────────────────────────────────────────────────────────── */
 
 static int start_ranks(struct loop *loop, const char *endpoint, char *err, size_t err_size)
@@ -228,6 +263,7 @@ static int start_ranks(struct loop *loop, const char *endpoint, char *err, size_
     snprintf(number, sizeof number, "%" PRIu32, loop->options->stages);
     const char *const argv[] = {COORDINATOR_MPIRUN, "-np",    number, worker,
                                 "--coordinator",    endpoint, NULL};
+    loop->child.gpu = loop->options->gpu < 0 ? 0 : loop->options->gpu + 1;
     return bench_child_start(&loop->child, argv, err, err_size);
 }
 
@@ -290,6 +326,9 @@ static void fill_info(const struct loop *loop, struct bench_world_info *info)
     snprintf(info->backend, sizeof info->backend, "%s", backend);
     snprintf(info->device, sizeof info->device, "%s", first->device);
     info->threads = first->threads;
+    info->bandwidth = 0;
+    for (uint32_t r = 0; r < loop->options->stages; r++)
+        info->bandwidth += loop->ranks[r].bandwidth;
     for (uint32_t s = 0; s < loop->plan->n_stages; s++)
         text_print(&layers, "%s%" PRIu32, s ? "," : "", loop->plan->stages[s].layer_count);
     snprintf(info->layers, sizeof info->layers, "%s", layers.bytes);
@@ -378,4 +417,10 @@ static int run_loop(void *world, const struct bench_test *test, uint64_t seed,
     return steps_run(world, test, seed, sample, err, err_size);
 }
 
-const struct bench_driver bench_loop = {"loop", open_loop, NULL, run_loop, close_loop};
+static void idle_loop(void *world)
+{
+    char err[512]; /* what is wrong comes up again in the next run */
+    loop_poll(world, 0, err, sizeof err);
+}
+
+const struct bench_driver bench_loop = {"loop", open_loop, NULL, run_loop, idle_loop, close_loop};

@@ -18,6 +18,8 @@ struct loop_rank {
     uint64_t memory_free;
     uint32_t threads;
     double bandwidth;
+    double busy; /* seconds, as it said last */
+    bool answered;
     uint64_t heard_us;
 };
 
@@ -30,6 +32,7 @@ struct loop {
     struct loop_rank *ranks; /* [options->stages] */
     struct plan *plan;       /* NULL until all have joined */
     uint64_t beat_us;
+    uint64_t asked_us; /* when the ranks were last asked how they are; their answers say it again */
     uint64_t next_step; /* the number that it gets */
 
     /* Each result, in order; not 0: the run has failed, with a sentence. Lent while steps run. */
@@ -41,6 +44,9 @@ struct loop {
 int loop_poll(struct loop *loop, int timeout_ms, char *err, size_t err_size);
 /* Numbers the step and sends it to stage 0. */
 int loop_issue(struct loop *loop, Gptoss__Step *step, char *err, size_t err_size);
+
+/* Asks all ranks how long they have worked since they began, and adds up. < 0: not known. */
+int loop_busy(struct loop *loop, double *busy, char *err, size_t err_size);
 
 int steps_run(struct loop *loop, const struct bench_test *test, uint64_t seed,
               struct bench_sample *sample, char *err, size_t err_size);

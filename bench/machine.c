@@ -1,4 +1,5 @@
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -84,7 +85,7 @@ void bench_vocabulary(const struct gguf_model *model, struct bench_vocabulary *v
 }
 
 /* SplitMix64. */
-static uint64_t mix(uint64_t *state)
+uint64_t bench_random(uint64_t *state)
 {
     uint64_t z = (*state += 0x9e3779b97f4a7c15u);
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -92,15 +93,20 @@ static uint64_t mix(uint64_t *state)
     return z ^ (z >> 31);
 }
 
+double bench_random_exponential(uint64_t *state)
+{
+    return -log(((double)(bench_random(state) >> 11) + 0.5) * 0x1p-53);
+}
+
 void bench_prompt(const struct bench_vocabulary *vocabulary, uint64_t seed, uint32_t sequence,
                   uint32_t *ids, uint32_t n)
 {
     enum { NORMAL = 1, TRIES = 64 };
     uint64_t state = seed;
-    state = mix(&state) + sequence;
+    state = bench_random(&state) + sequence;
     for (uint32_t i = 0; i < n; i++)
         for (int t = 0; t < TRIES; t++) {
-            ids[i] = (uint32_t)(mix(&state) % vocabulary->limit);
+            ids[i] = (uint32_t)(bench_random(&state) % vocabulary->limit);
             if (!vocabulary->types || gguf_integer_at(vocabulary->types, ids[i]) == NORMAL)
                 break;
         }

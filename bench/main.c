@@ -26,6 +26,8 @@ static const struct {
     const char *text;
 } commands[] = {
     {"pipeline", bench_pipeline, "prompt and generation speed, for any number of stages"},
+    {"kernels", bench_kernels, "each operation of a layer beside the device's limits"},
+    {"serve", bench_serve, "what the clients of a coordinator under load see"},
     {"simulate", bench_simulate, "what more stages or another load would give, in virtual time"},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
@@ -38,6 +40,7 @@ static void print_help(FILE *out)
         fprintf(out, "  %-10s %s\n", commands[i].name, commands[i].text);
     fprintf(out, "\nexamples:\n"
                  "  gptoss-bench pipeline -m models/gptoss-tiny-mxfp4.gguf --stages 1,2,4\n"
+                 "  gptoss-bench serve -m models/gptoss-tiny-mxfp4.gguf --launch 2 -c 1,8\n"
                  "  gptoss-bench COMMAND --help\n"
                  "\nexit codes: those of the command, which its --help explains\n");
 }

@@ -1,251 +1,55 @@
 /*
- * pipeline: the options of `gptoss-bench pipeline`, and the order in which worlds and tests are run.
+ * pipeline: worlds of ranks, and the order in which tests are run in them.
+ *
+ * Worlds that are to be compared (a pipeline driven both ways, its replicas) make a group. On CPUs the
+ * group's worlds are there together and take turns repetition by repetition, because what such a
+ * machine gives changes from minute to minute; on GPUs, whose memory one world fills, they come one
+ * after the other.
  */
+#include "bench/pipeline.h"
+
 #include <inttypes.h>
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
 
-#include "bench/bench.h"
-
-enum { CONTEXT_MAX = 1 << 24, STAGES_MAX = 1024, SEQUENCES_MAX = 4096 };
-
-struct choice {
-    const char *model, *prompts, *gens, *depths, *pair;
-    const char *stages, *threads, *sequences, *through, *device, *kv_type, *output;
-    int64_t repetitions, step_tokens;
-    bool no_warmup;
+/* A test as one world runs it. */
+struct variant {
+    size_t index; /* of the test */
+    bool weak;
+    struct bench_test test;
 };
 
-struct pipeline {
-    struct choice choice;
-    struct bench_list prompts, gens, depths, stages, threads, sequences;
-    uint32_t pair_prompt, pair_gen; /* 0, 0: none */
-    const struct bench_driver *drivers[2];
-    size_t n_drivers;
-    enum plan_kv_type kv_type;
-    enum bench_format format;
-
-    struct bench_test *tests; /* [n_tests], in the order in which each world runs them */
-    size_t n_tests;
-    uint32_t samples_max; /* most ids of one test, all sequences */
-
-    struct gguf_file *file;
-    struct gguf_model *model;
-    char path[PATH_MAX];
-    struct bench_report *report;
-    struct bench_verify *verify;
+/* What one world measured in one variant. */
+struct cell {
+    bool measured;
+    char time[32];
+    double *seconds, *speed, *busy; /* [repetitions] */
 };
 
-/* ── options ───────────────────────────────────────────────────────────────────────────────── */
+struct entrant {
+    const struct bench_driver *driver;
+    size_t driver_index;
+    bool replicas;
+    char label[64];
+    struct bench_world *world;
+    struct bench_world_info info;
+    struct cell *cells; /* [n_variants] */
+};
 
-static int parse_options(struct choice *c, int argc, char **argv)
-{
-    const struct cli_option options[] = {
-        {.type = CLI_GROUP, .text = "What is measured"},
-        {CLI_STRING, "model", 'm', "FILE", "the model, a gpt-oss GGUF file", NULL, "GPTOSS_MODEL",
-         &c->model, 0, 0, NULL},
-        {CLI_STRING, "n-prompt", 'p', "LIST", "lengths of prompts (pp512); 0: none", "512",
-         "GPTOSS_BENCH_PROMPT", &c->prompts, 0, 0, NULL},
-        {CLI_STRING, "n-gen", 'n', "LIST", "numbers of tokens to generate (tg128); 0: none", "128",
-         "GPTOSS_BENCH_GEN", &c->gens, 0, 0, NULL},
-        {CLI_STRING, "prompt-gen", 0, "P,N",
-         "also a prompt of P and N tokens after it, timed together (-pg)", NULL, NULL, &c->pair, 0,
-         0, NULL},
-        {CLI_STRING, "n-depth", 'd', "LIST", "tokens in the KV cache before the test begins", "0",
-         "GPTOSS_BENCH_DEPTH", &c->depths, 0, 0, NULL},
-        {CLI_STRING, "sequences", 's', "LIST", "sequences at a time", "1", "GPTOSS_BENCH_SEQUENCES",
-         &c->sequences, 0, 0, NULL},
-        {CLI_INT, "repetitions", 'r', "R", "times that each test is repeated", "5",
-         "GPTOSS_BENCH_REPETITIONS", &c->repetitions, 1, 10000, NULL},
-        {CLI_FLAG, "no-warmup", 0, NULL, "do not run each test once before it is timed", NULL,
-         "GPTOSS_BENCH_NO_WARMUP", &c->no_warmup, 0, 0, NULL},
-        {.type = CLI_GROUP, .text = "What runs it"},
-        {CLI_STRING, "stages", 0, "LIST", "numbers of ranks that the layers are cut over", "1",
-         "GPTOSS_BENCH_STAGES", &c->stages, 0, 0, NULL},
-        {CLI_STRING, "through", 0, "LIST",
-         "loop: the ranks driven by this program; coordinator: as a client of gptoss-coordinator",
-         "loop", "GPTOSS_BENCH_THROUGH", &c->through, 0, 0, NULL},
-        {CLI_STRING, "device", 0, "DEVICE", "auto, cpu, cuda or reference (-dev)", "auto",
-         "GPTOSS_DEVICE", &c->device, 0, 0, NULL},
-        {CLI_STRING, "threads", 't', "LIST",
-         "threads of each rank; 0: the host's CPUs divided among its ranks", "0", NULL, &c->threads,
-         0, 0, NULL},
-        {CLI_STRING, "kv-type", 0, "TYPE", "type of the KV cache: f32, f16 or bf16", "f32",
-         "GPTOSS_KV_TYPE", &c->kv_type, 0, 0, NULL},
-        {CLI_INT, "ubatch-size", 'u', "N", "tokens of one prefill step (-ub)", "128",
-         "GPTOSS_BENCH_UBATCH", &c->step_tokens, 1, 8192, NULL},
-        {.type = CLI_GROUP, .text = "What is printed"},
-        {CLI_STRING, "output", 'o', "FORMAT", "md, csv, json or jsonl, on stdout", "md",
-         "GPTOSS_BENCH_OUTPUT", &c->output, 0, 0, NULL},
-    };
-    const struct cli cli = {
-        .program = "gptoss-bench pipeline",
-        .summary = "Measures tokens per second of prompts (pp) and of generation (tg), for any "
-                   "number of stages. Starts the ranks itself, and checks that they sample the "
-                   "same tokens whatever the number of stages.",
-        .usage = "gptoss-bench pipeline --model FILE [options]",
-        .examples = "  gptoss-bench pipeline -m model.gguf\n"
-                    "      pp512 and tg128 with one rank\n"
-                    "  gptoss-bench pipeline -m model.gguf --stages 1,2,4 -s 1,8\n"
-                    "      how they scale with stages, for 1 and for 8 sequences at a time\n"
-                    "  gptoss-bench pipeline -m model.gguf -p 0 -n 64 -d 0,1024-4096*2\n"
-                    "      generation at depths 0, 1024, 2048, 4096\n"
-                    "  gptoss-bench pipeline -m model.gguf --through loop,coordinator -o json\n"
-                    "      what the coordinator costs, for programs\n",
-        .notes = "A LIST is numbers and ranges separated by commas: 1,2,4 or 1-4, 0-64+16, "
-                 "128-1024*2.\nEvery column is derived in docs/measuring.md. The ranks say no more "
-                 "than warnings unless\nGPTOSS_LOG is set. Exit code 1 also means that tokens "
-                 "differed between stages.",
-        .options = options,
-        .n_options = sizeof options / sizeof *options,
-        .exit_codes = 1u << EXIT_DONE | 1u << EXIT_FAILED | 1u << EXIT_USAGE | 1u << EXIT_MODEL |
-                      1u << EXIT_MEMORY,
-    };
-    /* llama-bench has options of two letters and one dash. */
-    static const char *const two[][2] = {
-        {"-pg", "--prompt-gen"}, {"-ub", "--ubatch-size"}, {"-dev", "--device"}};
-    for (int i = 1; i < argc; i++)
-        for (size_t t = 0; t < sizeof two / sizeof *two; t++)
-            if (strcmp(argv[i], two[t][0]) == 0)
-                argv[i] = (char *)(uintptr_t)two[t][1];
-    char **args;
-    int n_args;
-    int status = cli_parse(&cli, argc, argv, &args, &n_args);
-    if (status == 0 && n_args) {
-        fprintf(stderr, "%s: what is meant by %s?\n%s --help lists the options\n", cli.program,
-                args[0], cli.program);
-        return -1;
-    }
-    return status;
-}
+enum { ENTRANTS_MAX = 4 };
 
-static int wrong(const char *text)
-{
-    fprintf(stderr, "gptoss-bench pipeline: %s\ngptoss-bench pipeline --help lists the options\n",
-            text);
-    return -1;
-}
-
-static int find_name(const char *name, size_t size, const char *const *names, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        if (strlen(names[i]) == size && memcmp(names[i], name, size) == 0)
-            return (int)i;
-    return -1;
-}
-
-static int parse_drivers(struct pipeline *p)
-{
-    static const char *const names[] = {"loop", "coordinator"};
-    static const struct bench_driver *const drivers[] = {&bench_loop, &bench_served};
-    for (const char *at = p->choice.through;;) {
-        size_t size = strcspn(at, ",");
-        int found = find_name(at, size, names, 2);
-        if (found < 0 || p->n_drivers == 2)
-            return wrong("--through is loop, coordinator, or loop,coordinator");
-        p->drivers[p->n_drivers++] = drivers[found];
-        if (at[size] == '\0')
-            return 0;
-        at += size + 1;
-    }
-}
-
-static int parse_choice(struct pipeline *p)
-{
-    static const char *const formats[] = {"md", "csv", "json", "jsonl"};
-    static const char *const kv_types[] = {"f32", "f16", "bf16"};
-    static const char *const devices[] = {"auto", "cpu", "cuda", "reference"};
-    const struct choice *c = &p->choice;
-    const struct {
-        const char *option, *text;
-        uint32_t min, max;
-        struct bench_list *list;
-    } lists[] = {
-        {"--n-prompt", c->prompts, 0, CONTEXT_MAX, &p->prompts},
-        {"--n-gen", c->gens, 0, CONTEXT_MAX, &p->gens},
-        {"--n-depth", c->depths, 0, CONTEXT_MAX, &p->depths},
-        {"--stages", c->stages, 1, STAGES_MAX, &p->stages},
-        {"--threads", c->threads, 0, 1024, &p->threads},
-        {"--sequences", c->sequences, 1, SEQUENCES_MAX, &p->sequences},
-    };
-    char err[512];
-    for (size_t i = 0; i < sizeof lists / sizeof *lists; i++)
-        if (bench_list_parse(lists[i].option, lists[i].text, lists[i].min, lists[i].max,
-                             lists[i].list, err, sizeof err))
-            return wrong(err);
-    if (c->pair &&
-        bench_pair_parse("--prompt-gen", c->pair, &p->pair_prompt, &p->pair_gen, err, sizeof err))
-        return wrong(err);
-    int format = find_name(c->output, strlen(c->output), formats, 4);
-    int kv_type = find_name(c->kv_type, strlen(c->kv_type), kv_types, 3);
-    if (format < 0)
-        return wrong("--output is md, csv, json or jsonl");
-    if (kv_type < 0)
-        return wrong("--kv-type is f32, f16 or bf16");
-    if (find_name(c->device, strlen(c->device), devices, 4) < 0)
-        return wrong("--device is auto, cpu, cuda or reference");
-    if (!c->model)
-        return wrong("which model? give --model FILE");
-    p->format = (enum bench_format)format;
-    p->kv_type = (enum plan_kv_type)kv_type;
-    return parse_drivers(p);
-}
-
-/* ── tests ─────────────────────────────────────────────────────────────────────────────────── */
-
-static void add_test(struct pipeline *p, size_t *capacity, uint32_t n_prompt, uint32_t n_gen,
-                     uint32_t n_depth, uint32_t sequences)
-{
-    if (n_prompt == 0 && n_gen == 0)
-        return;
-    p->tests = base_grow(p->tests, capacity, p->n_tests + 1, sizeof *p->tests);
-    p->tests[p->n_tests++] = (struct bench_test){n_prompt, n_gen, n_depth, sequences};
-}
-
-/* As llama-bench orders them: at each depth the prompts, the generations, the pairs. */
-static void make_tests(struct pipeline *p)
-{
-    size_t capacity = 0;
-    for (size_t d = 0; d < p->depths.n; d++)
-        for (size_t s = 0; s < p->sequences.n; s++) {
-            uint32_t depth = p->depths.values[d], sequences = p->sequences.values[s];
-            for (size_t i = 0; i < p->prompts.n; i++)
-                add_test(p, &capacity, p->prompts.values[i], 0, depth, sequences);
-            for (size_t i = 0; i < p->gens.n; i++)
-                add_test(p, &capacity, 0, p->gens.values[i], depth, sequences);
-            add_test(p, &capacity, p->pair_prompt, p->pair_gen, depth, sequences);
-        }
-}
-
-/* Positions and sequences that hold every test; -1 where the model has not so many positions. */
-static int size_worlds(const struct pipeline *p, struct bench_world_options *options)
-{
-    uint64_t context = 0;
-    for (size_t i = 0; i < p->n_tests; i++) {
-        const struct bench_test *test = &p->tests[i];
-        /* One for a first token that no prompt gives, one for the last that is sampled. */
-        uint64_t positions = (uint64_t)test->n_depth + test->n_prompt + test->n_gen + 2;
-        if (positions > context)
-            context = positions;
-        if (test->sequences > options->sequences)
-            options->sequences = test->sequences;
-    }
-    if (context > p->model->context) {
-        fprintf(stderr,
-                "gptoss-bench pipeline: depth, prompt and generation add up to %" PRIu64
-                " positions, and the model was made for %" PRIu32 "\n",
-                context, p->model->context);
-        return -1;
-    }
-    options->context = (uint32_t)context;
-    return 0;
-}
-
-/* ── running ───────────────────────────────────────────────────────────────────────────────── */
+struct group {
+    struct pipeline *p;
+    size_t stage_index, thread_index;
+    struct bench_world_options options;
+    struct entrant entrants[ENTRANTS_MAX];
+    size_t n_entrants;
+    struct variant *variants; /* [n_variants] */
+    size_t n_variants;
+    size_t n_reported; /* variants */
+};
 
 static void iso_time(char *text, size_t text_size)
 {
@@ -255,139 +59,245 @@ static void iso_time(char *text, size_t text_size)
     strftime(text, text_size, "%Y-%m-%dT%H:%M:%SZ", &utc);
 }
 
-/* The warm-up and the repetitions of one test in one world. Every repetition has prompts of its own, so
- * that a coordinator that remembers prompts gains nothing; in every world they are the same. */
-static int run_test(struct pipeline *p, const struct bench_driver *driver, void *world,
-                    const struct bench_world_options *options, const struct bench_world_info *info,
-                    size_t index, const char *label)
+/* ── a group ───────────────────────────────────────────────────────────────────────────────── */
+
+static void make_variants(struct group *g)
 {
-    const struct bench_test *test = &p->tests[index];
-    size_t repetitions = (size_t)p->choice.repetitions;
-    uint32_t *ids = base_alloc((size_t)bench_test_samples(test) * test->sequences, sizeof *ids);
-    double *seconds = base_alloc(repetitions, sizeof *seconds);
-    double *speed = base_alloc(repetitions, sizeof *speed);
-    struct bench_result result = {.options = options,
-                                  .info = info,
-                                  .through = driver->name,
-                                  .test = *test,
-                                  .n = repetitions,
-                                  .seconds = seconds,
-                                  .speed = speed};
-    char err[1024] = "", name[64];
-    int status = 0;
-    iso_time(result.time, sizeof result.time);
-    bench_test_name(test, name, sizeof name);
-    for (size_t r = p->choice.no_warmup ? 1 : 0; r <= repetitions && status == 0; r++) {
-        struct bench_sample sample = {.ids = ids};
-        uint64_t seed = ((uint64_t)index << 32) + r;
-        status = driver->run(world, test, seed, &sample, err, sizeof err);
-        if (status || r == 0)
-            continue;
-        seconds[r - 1] = sample.seconds;
-        speed[r - 1] = sample.tokens / sample.seconds;
-        bench_verify_add(p->verify, index, r - 1, test, ids, label);
+    const struct pipeline *p = g->p;
+    g->variants = base_alloc(2 * p->n_tests, sizeof *g->variants);
+    for (size_t i = 0; i < p->n_tests; i++)
+        for (int weak = 0; weak < 2; weak++) {
+            /* With one stage the two are one. */
+            if (weak ? !p->weak || (p->strong && g->options.stages == 1) : !p->strong)
+                continue;
+            struct variant *v = &g->variants[g->n_variants++];
+            *v = (struct variant){i, weak, p->tests[i]};
+            if (weak)
+                v->test.sequences *= g->options.stages;
+        }
+}
+
+static void add_entrant(struct group *g, size_t driver, bool replicas)
+{
+    const struct pipeline *p = g->p;
+    struct entrant *e = &g->entrants[g->n_entrants++];
+    e->driver = p->drivers[driver];
+    e->driver_index = driver;
+    e->replicas = replicas;
+    snprintf(e->label, sizeof e->label, "%" PRIu32 " %s%s, %s", g->options.stages,
+             replicas ? "replica" : "stage", g->options.stages == 1 ? "" : "s", e->driver->name);
+    e->cells = base_alloc(g->n_variants, sizeof *e->cells);
+    for (size_t v = 0; v < g->n_variants; v++) {
+        e->cells[v].seconds = base_alloc(p->repetitions, sizeof(double));
+        e->cells[v].speed = base_alloc(p->repetitions, sizeof(double));
+        e->cells[v].busy = base_alloc(p->repetitions, sizeof(double));
     }
-    if (status == 0) {
-        double mean, deviation;
-        bench_statistics(speed, repetitions, &mean, &deviation);
-        fprintf(stderr, "# %s: %s, %" PRIu32 " sequence%s: %.2f ± %.2f t/s\n", label, name,
-                test->sequences, test->sequences == 1 ? "" : "s", mean, deviation);
-        bench_report_add(p->report, &result);
-    } else
-        fprintf(stderr, "gptoss-bench: %s: %s: %s\n", label, name, err);
-    free(speed);
-    free(seconds);
-    free(ids);
+}
+
+static void free_group(struct group *g)
+{
+    for (size_t i = 0; i < g->n_entrants; i++) {
+        bench_world_close(g->entrants[i].world);
+        for (size_t v = 0; v < g->n_variants; v++) {
+            free(g->entrants[i].cells[v].seconds);
+            free(g->entrants[i].cells[v].speed);
+            free(g->entrants[i].cells[v].busy);
+        }
+        free(g->entrants[i].cells);
+    }
+    free(g->variants);
+}
+
+static int open_entrant(struct group *g, struct entrant *e)
+{
+    char err[1024] = "";
+    fprintf(stderr, "# %s: starting\n", e->label);
+    int code =
+        bench_world_open(&e->world, e->driver, &g->options, e->replicas, &e->info, err, sizeof err);
+    if (code)
+        fprintf(stderr, "gptoss-bench: %s: %s\n", e->label, err);
+    else
+        fprintf(stderr, "# %s: layers %s on %s\n", e->label, e->info.layers, e->info.device);
+    return code;
+}
+
+/* ── running ───────────────────────────────────────────────────────────────────────────────── */
+
+/* Repetition r, from 0; −1: the warm-up. Every repetition has prompts of its own, so that a coordinator
+ * that remembers prompts gains nothing; in every world they are the same. */
+static int run_once(struct group *g, struct entrant *e, size_t v, int64_t r)
+{
+    struct pipeline *p = g->p;
+    const struct variant *variant = &g->variants[v];
+    const struct bench_test *test = &variant->test;
+    struct cell *cell = &e->cells[v];
+    char name[64], err[1024] = "";
+    bench_test_name(test, name, sizeof name);
+    const char *why = e->driver->cannot ? e->driver->cannot(test) : NULL;
+    if (why) {
+        if (r == 0)
+            fprintf(stderr, "# %s: %s is left out: %s\n", e->label, name, why);
+        return EXIT_DONE;
+    }
+    if (r <= 0)
+        iso_time(cell->time, sizeof cell->time);
+    struct bench_sample sample = {.busy = -1};
+    sample.ids = base_alloc((size_t)bench_test_samples(test) * test->sequences, sizeof *sample.ids);
+    uint64_t seed = ((uint64_t)variant->index << 32) + (uint64_t)(r + 1);
+    int status = bench_world_run(e->world, test, seed, &sample, err, sizeof err);
+    if (status)
+        fprintf(stderr, "gptoss-bench: %s: %s: %s\n", e->label, name, err);
+    else if (r >= 0) {
+        /* Weak tests have other sequences for each number of stages. */
+        size_t kind = variant->weak && g->options.stages > 1 ? 1 + g->stage_index : 0;
+        cell->seconds[r] = sample.seconds;
+        cell->speed[r] = sample.tokens / sample.seconds;
+        cell->busy[r] = sample.busy;
+        bench_verify_add(p->verify, kind * p->n_tests + variant->index, (size_t)r, test, sample.ids,
+                         e->label);
+        cell->measured = (size_t)r + 1 == p->repetitions;
+    }
+    free(sample.ids);
     return status ? EXIT_FAILED : EXIT_DONE;
 }
 
-static int run_world(struct pipeline *p, const struct bench_driver *driver,
-                     const struct bench_world_options *options)
+static void say(const struct group *g, const struct entrant *e, size_t v)
 {
-    char label[64], err[1024] = "";
-    struct bench_world_info info = {0};
-    void *world = NULL;
-    snprintf(label, sizeof label, "%" PRIu32 " stage%s, %s", options->stages,
-             options->stages == 1 ? "" : "s", driver->name);
-    fprintf(stderr, "# %s: starting\n", label);
-    int code = driver->open(&world, options, &info, err, sizeof err);
-    if (code) {
-        fprintf(stderr, "gptoss-bench: %s: %s\n", label, err);
-        return code;
+    const struct variant *variant = &g->variants[v];
+    double mean, deviation;
+    char name[64];
+    if (!e->cells[v].measured)
+        return;
+    bench_test_name(&variant->test, name, sizeof name);
+    bench_statistics(e->cells[v].speed, g->p->repetitions, &mean, &deviation);
+    fprintf(stderr, "# %s: %s, %" PRIu32 " sequence%s: %.2f ± %.2f t/s\n", e->label, name,
+            variant->test.sequences, variant->test.sequences == 1 ? "" : "s", mean, deviation);
+}
+
+/* Those from `first` on, `n` of them, in one variant, turn by turn. */
+static int run_variant(struct group *g, size_t first, size_t n, size_t v)
+{
+    int code = EXIT_DONE;
+    for (int64_t r = g->p->choice.no_warmup ? 0 : -1; r < (int64_t)g->p->repetitions; r++)
+        for (size_t i = 0; i < n && code == EXIT_DONE; i++) {
+            size_t turn = r % 2 ? i : n - 1 - i; /* who went first goes last */
+            code = run_once(g, &g->entrants[first + turn], v, r);
+        }
+    for (size_t i = 0; i < n && code == EXIT_DONE; i++)
+        say(g, &g->entrants[first + i], v);
+    return code;
+}
+
+static double *one_stage_of(const struct group *g, const struct entrant *e, size_t v)
+{
+    const struct pipeline *p = g->p;
+    return &p->one_stage[(g->thread_index * p->n_drivers + e->driver_index) * p->n_tests +
+                         g->variants[v].index];
+}
+
+static void report_variant(struct group *g, size_t v)
+{
+    for (size_t i = 0; i < g->n_entrants; i++) {
+        const struct entrant *e = &g->entrants[i];
+        const struct cell *cell = &e->cells[v], *other = NULL;
+        if (!cell->measured)
+            continue;
+        for (size_t k = 0; k < g->n_entrants && !e->replicas; k++)
+            if (g->entrants[k].replicas && g->entrants[k].driver == e->driver &&
+                g->entrants[k].cells[v].measured)
+                other = &g->entrants[k].cells[v];
+        double deviation, *one_stage = one_stage_of(g, e, v);
+        if (g->options.stages == 1)
+            bench_statistics(cell->speed, g->p->repetitions, one_stage, &deviation);
+        struct bench_result result = {.options = &g->options,
+                                      .info = &e->info,
+                                      .through = e->driver->name,
+                                      .replicas = e->replicas,
+                                      .weak = g->variants[v].weak,
+                                      .test = g->variants[v].test,
+                                      .n = g->p->repetitions,
+                                      .seconds = cell->seconds,
+                                      .speed = cell->speed,
+                                      .busy = cell->busy,
+                                      .one_stage = *one_stage,
+                                      .replica_speed = other ? other->speed : NULL};
+        snprintf(result.time, sizeof result.time, "%s", cell->time);
+        bench_report_add(g->p->report, &result);
     }
-    fprintf(stderr, "# %s: layers %s on %s\n", label, info.layers, info.device);
-    for (size_t i = 0; i < p->n_tests && code == EXIT_DONE; i++) {
-        const char *why = driver->cannot ? driver->cannot(&p->tests[i]) : NULL;
-        char name[64];
-        bench_test_name(&p->tests[i], name, sizeof name);
-        if (why)
-            fprintf(stderr, "# %s: %s is left out: %s\n", label, name, why);
-        else
-            code = run_test(p, driver, world, options, &info, i, label);
+}
+
+static int run_group(struct group *g)
+{
+    struct pipeline *p = g->p;
+    int code = EXIT_DONE;
+    make_variants(g);
+    for (int replicas = 0; replicas <= (p->choice.replicas && g->options.stages > 1); replicas++)
+        for (size_t d = 0; d < p->n_drivers; d++)
+            add_entrant(g, d, replicas);
+    if ((code = open_entrant(g, &g->entrants[0])))
+        goto done;
+    bool together = strcmp(g->entrants[0].info.backend, "CUDA") != 0;
+    size_t each = together ? g->n_entrants : 1;
+    for (size_t first = 0; first < g->n_entrants && code == EXIT_DONE; first += each) {
+        for (size_t i = first; i < first + each && code == EXIT_DONE; i++)
+            if (!g->entrants[i].world)
+                code = open_entrant(g, &g->entrants[i]);
+        for (size_t v = 0; v < g->n_variants && code == EXIT_DONE; v++) {
+            code = run_variant(g, first, each, v);
+            if (code == EXIT_DONE && each == g->n_entrants)
+                report_variant(g, g->n_reported++);
+        }
+        for (size_t i = first; i < first + each; i++) {
+            bench_world_close(g->entrants[i].world);
+            g->entrants[i].world = NULL;
+        }
     }
-    driver->close(world);
+    while (code == EXIT_DONE && g->n_reported < g->n_variants)
+        report_variant(g, g->n_reported++);
+done:
+    free_group(g);
     return code;
 }
 
 static int run_all(struct pipeline *p)
 {
-    struct bench_world_options options = {.model = p->model,
-                                          .path = p->path,
-                                          .device = p->choice.device,
-                                          .kv_type = p->kv_type,
-                                          .step_tokens = (uint32_t)p->choice.step_tokens};
-    bench_vocabulary(p->model, &options.vocabulary);
-    if (size_worlds(p, &options))
-        return EXIT_USAGE;
-    for (size_t s = 0; s < p->stages.n; s++)
-        if (p->stages.values[s] > p->model->n_layers) {
-            fprintf(stderr,
-                    "gptoss-bench pipeline: %" PRIu32 " layers cannot be cut into %" PRIu32
-                    " stages\n",
-                    p->model->n_layers, p->stages.values[s]);
-            return EXIT_USAGE;
-        }
-    p->report = bench_report_create(p->format, p->model);
-    p->verify = bench_verify_create(p->n_tests, (size_t)p->choice.repetitions);
     int code = EXIT_DONE;
+    p->report = bench_report_create(p->format, p->model);
+    p->verify = bench_verify_create(p->n_tests * (1 + p->stages.n), p->repetitions);
+    p->one_stage = base_alloc(p->threads.n * p->n_drivers * p->n_tests + 1, sizeof *p->one_stage);
     for (size_t s = 0; s < p->stages.n; s++)
-        for (size_t t = 0; t < p->threads.n; t++)
-            for (size_t d = 0; d < p->n_drivers && code == EXIT_DONE; d++) {
-                options.stages = p->stages.values[s];
-                options.threads = p->threads.values[t];
-                code = run_world(p, p->drivers[d], &options);
-            }
+        for (size_t t = 0; t < p->threads.n && code == EXIT_DONE; t++) {
+            struct group group = {.p = p,
+                                  .stage_index = s,
+                                  .thread_index = t,
+                                  .options = {.model = p->model,
+                                              .path = p->path,
+                                              .device = p->choice.device,
+                                              .kv_type = p->kv_type,
+                                              .step_tokens = p->step_tokens,
+                                              .stages = p->stages.values[s],
+                                              .threads = p->threads.values[t],
+                                              .gpu = -1}};
+            bench_vocabulary(p->model, &group.options.vocabulary);
+            pipeline_size(p, group.options.stages, &group.options);
+            code = run_group(&group);
+        }
     bench_report_finish(p->report);
     if (code == EXIT_DONE && !bench_verify_finish(p->verify))
         code = EXIT_FAILED;
     bench_verify_destroy(p->verify);
+    free(p->one_stage);
     return code;
 }
 
 int bench_pipeline(int argc, char **argv)
 {
-    struct pipeline p = {.choice = {.prompts = "512",
-                                    .gens = "128",
-                                    .depths = "0",
-                                    .stages = "1",
-                                    .threads = "0",
-                                    .sequences = "1",
-                                    .through = "loop",
-                                    .device = "auto",
-                                    .kv_type = "f32",
-                                    .output = "md",
-                                    .repetitions = 5,
-                                    .step_tokens = 128}};
+    struct pipeline p = {0};
     char err[1024] = "";
     int code = EXIT_USAGE;
-    int status = parse_options(&p.choice, argc, argv);
-    if (status)
-        return status > 0 ? EXIT_DONE : EXIT_USAGE;
-    if (parse_choice(&p))
-        goto done;
-    make_tests(&p);
-    if (p.n_tests == 0) {
-        wrong("there is nothing to measure: -p and -n are 0");
+    int status = pipeline_parse(&p, argc, argv);
+    if (status) {
+        code = status > 0 ? EXIT_DONE : EXIT_USAGE;
         goto done;
     }
     code = EXIT_MODEL;
@@ -395,18 +305,12 @@ int bench_pipeline(int argc, char **argv)
         snprintf(err, sizeof err, "%s: %m", p.choice.model);
     else if (gguf_open(&p.file, p.path, err, sizeof err) == 0 &&
              gguf_model_create(&p.model, p.file, err, sizeof err) == 0)
-        code = run_all(&p);
+        code = pipeline_tests(&p) ? EXIT_USAGE : run_all(&p);
     if (err[0])
         fprintf(stderr, "gptoss-bench: %s\n", err);
 done:
     gguf_model_destroy(p.model);
     gguf_close(p.file);
-    free(p.tests);
-    free(p.prompts.values);
-    free(p.gens.values);
-    free(p.depths.values);
-    free(p.stages.values);
-    free(p.threads.values);
-    free(p.sequences.values);
+    pipeline_free(&p);
     return code;
 }

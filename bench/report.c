@@ -8,18 +8,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "bench/bench.h"
-
-struct field {
-    const char *name;
-    bool is_number;
-    char text[300];
-};
-
-enum { FIELDS_MAX = 40 };
+#include "bench/fields.h"
 
 struct row {
-    char cells[10][128];
+    char cells[17][128]; /* [COLUMNS] */
 };
 
 struct bench_report {
@@ -55,35 +47,6 @@ struct bench_report *bench_report_create(enum bench_format format, const struct 
 
 /* ── fields of CSV and JSON ────────────────────────────────────────────────────────────────── */
 
-struct fields {
-    struct field list[FIELDS_MAX];
-    size_t n;
-};
-
-static void add_text(struct fields *fields, const char *name, const char *text)
-{
-    struct field *field = &fields->list[fields->n++];
-    field->name = name;
-    field->is_number = false;
-    snprintf(field->text, sizeof field->text, "%s", text);
-}
-
-static void add_integer(struct fields *fields, const char *name, uint64_t value)
-{
-    struct field *field = &fields->list[fields->n++];
-    field->name = name;
-    field->is_number = true;
-    snprintf(field->text, sizeof field->text, "%" PRIu64, value);
-}
-
-static void add_real(struct fields *fields, const char *name, double value)
-{
-    struct field *field = &fields->list[fields->n++];
-    field->name = name;
-    field->is_number = true;
-    snprintf(field->text, sizeof field->text, "%.6f", value);
-}
-
 static const char *kv_type_name(enum plan_kv_type type)
 {
     return type == PLAN_KV_F16 ? "f16" : type == PLAN_KV_BF16 ? "bf16" : "f32";
@@ -98,89 +61,75 @@ static void fill_fields(const struct bench_report *report, const struct bench_re
     bench_statistics(result->seconds, result->n, &seconds, &seconds_deviation);
     bench_statistics(result->speed, result->n, &speed, &speed_deviation);
     f->n = 0;
-    add_text(f, "build_commit", GPTOSS_COMMIT);
-    add_integer(f, "build_number", GPTOSS_COMMIT_NUMBER);
-    add_text(f, "cpu_info", report->cpu);
-    add_text(f, "gpu_info", strcmp(info->backend, "CUDA") ? "" : info->device);
-    add_text(f, "backends", info->backend);
-    add_text(f, "model_filename", o->path);
-    add_text(f, "model_type", report->type);
-    add_integer(f, "model_size", report->model->bytes);
-    add_integer(f, "model_n_params", bench_model_parameters(report->model));
-    add_integer(f, "n_batch", o->step_tokens);
-    add_integer(f, "n_ubatch", o->step_tokens);
-    add_integer(f, "n_threads", info->threads);
-    add_text(f, "type_k", kv_type_name(o->kv_type));
-    add_text(f, "type_v", kv_type_name(o->kv_type));
-    add_integer(f, "stages", o->stages);
-    add_text(f, "layers", info->layers);
-    add_text(f, "device", info->device);
-    add_text(f, "through", result->through);
-    add_integer(f, "sequences", result->test.sequences);
-    add_integer(f, "n_prompt", result->test.n_prompt);
-    add_integer(f, "n_gen", result->test.n_gen);
-    add_integer(f, "n_depth", result->test.n_depth);
-    add_text(f, "test_time", result->time);
-    add_integer(f, "avg_ns", (uint64_t)(seconds * 1e9));
-    add_integer(f, "stddev_ns", (uint64_t)(seconds_deviation * 1e9));
-    add_real(f, "avg_ts", speed);
-    add_real(f, "stddev_ts", speed_deviation);
-}
-
-static void print_csv(const struct bench_report *report, const struct fields *f)
-{
-    if (report->n == 0)
-        for (size_t i = 0; i < f->n; i++)
-            printf("%s%s", f->list[i].name, i + 1 < f->n ? "," : "\n");
-    for (size_t i = 0; i < f->n; i++) {
-        putchar('"');
-        for (const char *c = f->list[i].text; *c; c++)
-            printf(*c == '"' ? "%c\"" : "%c", *c);
-        printf(i + 1 < f->n ? "\"," : "\"\n");
-    }
-}
-
-static void add_samples(struct text *out, const char *name, const double *values, size_t n,
-                        double scale, int digits)
-{
-    text_print(out, "\"%s\": [", name);
-    for (size_t i = 0; i < n; i++)
-        text_print(out, "%s%.*f", i ? ", " : "", digits, values[i] * scale);
-    text_print(out, "]");
-}
-
-static void print_json(const struct bench_report *report, const struct bench_result *result,
-                       const struct fields *f)
-{
-    bool lines = report->format == BENCH_JSONL;
-    const char *between = lines ? ", " : ",\n    ";
-    struct text out = {0};
-    if (lines)
-        text_print(&out, "{");
-    else
-        text_print(&out, report->n ? ",\n  {\n    " : "[\n  {\n    ");
-    for (size_t i = 0; i < f->n; i++) {
-        text_print(&out, "\"%s\": ", f->list[i].name);
-        if (f->list[i].is_number)
-            text_print(&out, "%s", f->list[i].text);
-        else
-            text_json_string(&out, f->list[i].text, strlen(f->list[i].text));
-        text_print(&out, "%s", between);
-    }
-    add_samples(&out, "samples_ns", result->seconds, result->n, 1e9, 0);
-    text_print(&out, "%s", between);
-    add_samples(&out, "samples_ts", result->speed, result->n, 1, 6);
-    text_print(&out, lines ? "}\n" : "\n  }");
-    fputs(out.bytes, stdout);
-    text_free(&out);
+    fields_text(f, "build_commit", GPTOSS_COMMIT);
+    fields_integer(f, "build_number", GPTOSS_COMMIT_NUMBER);
+    fields_text(f, "cpu_info", report->cpu);
+    fields_text(f, "gpu_info", strcmp(info->backend, "CUDA") ? "" : info->device);
+    fields_text(f, "backends", info->backend);
+    fields_text(f, "model_filename", o->path);
+    fields_text(f, "model_type", report->type);
+    fields_integer(f, "model_size", report->model->bytes);
+    fields_integer(f, "model_n_params", bench_model_parameters(report->model));
+    fields_integer(f, "n_batch", o->step_tokens);
+    fields_integer(f, "n_ubatch", o->step_tokens);
+    fields_integer(f, "n_threads", info->threads);
+    fields_text(f, "type_k", kv_type_name(o->kv_type));
+    fields_text(f, "type_v", kv_type_name(o->kv_type));
+    fields_integer(f, "stages", o->stages);
+    fields_text(f, "layers", info->layers);
+    fields_text(f, "device", info->device);
+    fields_text(f, "through", result->through);
+    fields_integer(f, "sequences", result->test.sequences);
+    fields_integer(f, "n_prompt", result->test.n_prompt);
+    fields_integer(f, "n_gen", result->test.n_gen);
+    fields_integer(f, "n_depth", result->test.n_depth);
+    fields_text(f, "test_time", result->time);
+    fields_integer(f, "avg_ns", (uint64_t)(seconds * 1e9));
+    fields_integer(f, "stddev_ns", (uint64_t)(seconds_deviation * 1e9));
+    fields_real(f, "avg_ts", speed);
+    fields_real(f, "stddev_ts", speed_deviation);
+    struct bench_derived derived;
+    bench_derive(result, &derived);
+    fields_text(f, "layout", result->replicas ? "replicas" : "pipeline");
+    fields_text(f, "scaling", result->weak ? "weak" : "strong");
+    fields_known(f, "bubble", derived.bubble);
+    fields_known(f, "hop_us", derived.hop_us);
+    fields_known(f, "bandwidth", info->bandwidth > 0 ? info->bandwidth : -1);
+    fields_known(f, "bandwidth_share", derived.bound);
+    fields_known(f, "experts_read", derived.experts);
+    fields_known(f, "speedup", derived.speedup);
+    fields_known(f, "over_replicas", derived.replicas);
+    fields_array(f, "samples_ns", result->seconds, result->n, 1e9, 0);
+    fields_array(f, "samples_ts", result->speed, result->n, 1, 6);
 }
 
 /* ── the table for people ──────────────────────────────────────────────────────────────────── */
 
-enum { MODEL, SIZE, PARAMS, BACKEND, THREADS, STAGES, SEQS, THROUGH, TEST, SPEED, COLUMNS };
+enum {
+    MODEL,
+    SIZE,
+    PARAMS,
+    BACKEND,
+    THREADS,
+    STAGES,
+    LAYOUT,
+    SCALING,
+    SEQS,
+    THROUGH,
+    TEST,
+    SPEED,
+    BUBBLE,
+    HOP,
+    BOUND,
+    EXPERTS,
+    REPLICAS,
+    COLUMNS
+};
 
-static const char *const headings[COLUMNS] = {"model",  "size", "params",  "backend", "threads",
-                                              "stages", "seqs", "through", "test",    "t/s"};
+static const char *const headings[COLUMNS] = {
+    "model",  "size",    "params",       "backend", "threads",      "stages",
+    "layout", "scaling", "seqs",         "through", "test",         "t/s",
+    "bubble", "hop",     "of bandwidth", "experts", "over replicas"};
 
 static void keep_row(struct bench_report *report, const struct bench_result *result)
 {
@@ -204,18 +153,38 @@ static void keep_row(struct bench_report *report, const struct bench_result *res
     snprintf(row->cells[THROUGH], CELL, "%s", result->through);
     bench_test_name(&result->test, row->cells[TEST], CELL);
     snprintf(row->cells[SPEED], CELL, "%.2f ± %.2f", speed, deviation);
+    struct bench_derived derived;
+    bench_derive(result, &derived);
+    snprintf(row->cells[LAYOUT], CELL, "%s", result->replicas ? "replicas" : "pipeline");
+    snprintf(row->cells[SCALING], CELL, "%s", result->weak ? "weak" : "strong");
+    if (derived.bubble >= 0)
+        snprintf(row->cells[BUBBLE], CELL, "%.1f %%", 100 * derived.bubble);
+    if (derived.hop_us >= 0)
+        snprintf(row->cells[HOP], CELL, "%.1f µs", derived.hop_us);
+    if (derived.bound >= 0)
+        snprintf(row->cells[BOUND], CELL, "%.0f %%", 100 * derived.bound);
+    if (derived.experts >= 0)
+        snprintf(row->cells[EXPERTS], CELL, "%.1f", derived.experts);
+    if (derived.replicas >= 0)
+        snprintf(row->cells[REPLICAS], CELL, "%.3f", derived.replicas);
 }
 
-/* As llama-bench does, columns that tell nothing are left out: threads and through, where all rows
- * have the same. */
+/* As llama-bench does, columns that tell nothing are left out: those of how it was run where all rows
+ * have the same, those of what was found where no row has any. */
 static bool is_shown(const struct bench_report *report, int column)
 {
-    if (column != THREADS && column != THROUGH)
-        return true;
-    for (size_t i = 1; i < report->n; i++)
-        if (strcmp(report->rows[i].cells[column], report->rows[0].cells[column]))
-            return true;
-    return false;
+    bool differs = false, any = false;
+    for (size_t i = 0; i < report->n; i++) {
+        differs |= strcmp(report->rows[i].cells[column], report->rows[0].cells[column]) != 0;
+        any |= report->rows[i].cells[column][0] != '\0';
+    }
+    switch (column) {
+    case THREADS:
+    case LAYOUT:
+    case SCALING:
+    case THROUGH: return differs;
+    default: return any;
+    }
 }
 
 static void print_rows(const struct bench_report *report)
@@ -244,24 +213,20 @@ static void print_rows(const struct bench_report *report)
 void bench_report_add(struct bench_report *report, const struct bench_result *result)
 {
     struct fields fields;
-    fill_fields(report, result, &fields);
-    switch (report->format) {
-    case BENCH_MD: keep_row(report, result); break;
-    case BENCH_CSV: print_csv(report, &fields); break;
-    case BENCH_JSON:
-    case BENCH_JSONL: print_json(report, result, &fields); break;
+    if (report->format == BENCH_MD)
+        keep_row(report, result);
+    else {
+        fill_fields(report, result, &fields);
+        fields_print(&fields, report->format, report->n);
     }
     report->n++;
-    fflush(stdout);
 }
 
 void bench_report_finish(struct bench_report *report)
 {
     if (report->format == BENCH_MD && report->n)
         print_rows(report);
-    if (report->format == BENCH_JSON)
-        puts(report->n ? "\n]" : "[]");
-    fflush(stdout);
+    fields_finish(report->format, report->n);
     free(report->rows);
     free(report);
 }

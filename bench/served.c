@@ -8,14 +8,17 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <zmq.h>
 
 #include "bench/bench.h"
 #include "proto/proto.h"
 
-#define POLL_MS     100
-#define STATUS_MS   50
-#define DEADLINE_US ((uint64_t)600 * 1000000) /* without any token */
+#define POLL_MS        100
+#define STATUS_MS      50
+#define ANSWER_MS      6 /* until ranks that were asked how they are have answered */
+#define ANSWER_SECONDS 5.0
+#define DEADLINE_US    ((uint64_t)600 * 1000000) /* without any token */
 
 struct request {
     uint32_t n_tokens; /* received so far */
@@ -40,6 +43,11 @@ struct served {
     uint64_t n_counted;           /* tokens that came once all had begun */
     double all_begun_seconds, last_seconds;
     uint64_t heard_us;
+
+    /* What the ranks said: the first answer to a question is of before it, the next may be newer. */
+    bool asked, newer;
+    double *up; /* [stages], of the first answer */
+    double busy;
 };
 
 /* ── messages ──────────────────────────────────────────────────────────────────────────────── */
@@ -53,9 +61,25 @@ static int send_message(struct served *served, Gptoss__ClientMessage *message, c
     return status ? -1 : 0;
 }
 
+/* What the ranks have worked, and when they said so: the sums over all. */
+static void take_busy(struct served *served, const Gptoss__Status *status)
+{
+    bool newer = true;
+    served->busy = 0;
+    for (size_t s = 0; s < status->n_stages && s < served->options->stages; s++) {
+        newer = newer && status->stages[s]->up_seconds != served->up[s];
+        served->busy += status->stages[s]->busy_seconds;
+        if (!served->asked)
+            served->up[s] = status->stages[s]->up_seconds;
+    }
+    served->newer = served->asked && newer;
+    served->asked = true;
+}
+
 static void take_status(struct served *served, const Gptoss__Status *status)
 {
     struct bench_world_info *info = served->info;
+    take_busy(served, status);
     served->ready = status->ready;
     if (!status->ready || !info || status->n_stages == 0)
         return;
@@ -71,6 +95,9 @@ static void take_status(struct served *served, const Gptoss__Status *status)
         threads = strstr(info->device, " thread");
     while (threads && threads > info->device && threads[-1] >= '0' && threads[-1] <= '9')
         threads--;
+    info->bandwidth = 0;
+    for (size_t s = 0; s < status->n_stages; s++)
+        info->bandwidth += status->stages[s]->bandwidth;
     info->threads = threads ? (uint32_t)strtoul(threads, NULL, 10) : 0;
     snprintf(info->backend, sizeof info->backend, "%s",
              strcmp(served->options->device, "reference") == 0 ? "reference"
@@ -217,6 +244,7 @@ static int start_coordinator(struct served *served, const char *clients, const c
                                 o->threads ? "--threads" : NULL,
                                 numbers[4],
                                 NULL};
+    served->child.gpu = o->gpu < 0 ? 0 : o->gpu + 1;
     return bench_child_start(&served->child, argv, err, err_size);
 }
 
@@ -231,20 +259,41 @@ static void close_served(void *world)
     if (served->context)
         zmq_ctx_term(served->context);
     bench_folder_remove(served->folder);
+    free(served->up);
     free(served);
 }
 
-/* Asks until all ranks are ready. 0, -1, or the coordinator's exit code. */
-static int wait_until_ready(struct served *served, char *err, size_t err_size)
+static int ask_status(struct served *served, char *err, size_t err_size)
 {
     Gptoss__StatusRequest body = GPTOSS__STATUS_REQUEST__INIT;
     Gptoss__ClientMessage message = GPTOSS__CLIENT_MESSAGE__INIT;
     message.body_case = GPTOSS__CLIENT_MESSAGE__BODY_STATUS;
     message.status = &body;
+    return send_message(served, &message, err, err_size);
+}
+
+/* Seconds that the ranks have worked, while they are idle; < 0: not known. */
+static int idle_busy(struct served *served, double *busy, char *err, size_t err_size)
+{
+    served->asked = served->newer = false;
+    double end = clock_seconds() + ANSWER_SECONDS;
+    while (!served->newer && clock_seconds() < end) {
+        if (ask_status(served, err, err_size) || poll_messages(served, POLL_MS, err, err_size))
+            return -1;
+        if (served->asked && !served->newer)
+            nanosleep(&(struct timespec){.tv_nsec = ANSWER_MS * 1000000}, NULL);
+    }
+    *busy = served->newer ? served->busy : -1;
+    return 0;
+}
+
+/* Asks until all ranks are ready. 0, -1, or the coordinator's exit code. */
+static int wait_until_ready(struct served *served, char *err, size_t err_size)
+{
     double next = 0;
     while (!served->ready) {
         if (clock_seconds() >= next) {
-            if (send_message(served, &message, err, err_size))
+            if (ask_status(served, err, err_size))
                 return -1;
             next = clock_seconds() + STATUS_MS * 1e-3;
         }
@@ -264,6 +313,7 @@ static int open_served(void **world, const struct bench_world_options *options,
     *world = NULL;
     served->options = options;
     served->info = info;
+    served->up = base_alloc(options->stages, sizeof *served->up);
     served->context = zmq_ctx_new();
     if (!served->context) {
         snprintf(err, err_size, "ZeroMQ does not start: %s", zmq_strerror(errno));
@@ -355,10 +405,13 @@ static int run_served(void *world, const struct bench_test *test, uint64_t seed,
     served->n_finished = served->n_begun = 0;
     served->n_counted = 0;
     served->requests = base_alloc(test->sequences, sizeof *served->requests);
+    double busy, busy_before;
+    if (idle_busy(served, &busy_before, err, err_size))
+        goto done;
     served->heard_us = clock_us();
     double begin = clock_seconds();
     for (uint32_t s = 0; s < test->sequences; s++) {
-        bench_prompt(&served->options->vocabulary, seed, s, prompt, given);
+        bench_prompt(&served->options->vocabulary, seed, test->sequence_first + s, prompt, given);
         if (send_request(served, s, prompt, given, err, err_size))
             goto done;
     }
@@ -371,6 +424,10 @@ static int run_served(void *world, const struct bench_test *test, uint64_t seed,
             goto done;
         }
     }
+    if (idle_busy(served, &busy, err, err_size))
+        goto done;
+    /* Of a depth, what was computed for it cannot be told from what came after. */
+    sample->busy = busy_before < 0 || busy < 0 || test->n_depth ? -1 : busy - busy_before;
     status = measure(served, begin, sample, err, err_size);
 done:
     free(served->requests);
@@ -379,5 +436,5 @@ done:
     return status;
 }
 
-const struct bench_driver bench_served = {"coordinator", open_served, cannot_serve, run_served,
-                                          close_served};
+const struct bench_driver bench_served = {"coordinator", open_served, cannot_serve,
+                                          run_served,    NULL,        close_served};

@@ -334,7 +334,7 @@ int steps_run(struct loop *loop, const struct bench_test *test, uint64_t seed,
     create(&run, loop, test, sample);
     for (uint32_t s = 0; s < test->sequences; s++) {
         uint32_t *prompt = prompts + (size_t)s * given;
-        bench_prompt(&loop->options->vocabulary, seed, s, prompt, given);
+        bench_prompt(&loop->options->vocabulary, seed, test->sequence_first + s, prompt, given);
         run.sequences[s].tokens = prompt;
         run.sequences[s].n_tokens = test->n_depth;
     }
@@ -348,10 +348,16 @@ int steps_run(struct loop *loop, const struct bench_test *test, uint64_t seed,
         run.sequences[s].n_follow = test->n_prompt ? test->n_gen : test->n_gen - 1;
     }
     run.sampling = true;
+    double busy, busy_before;
+    if (loop_busy(loop, &busy_before, err, err_size))
+        goto done;
     double begin = clock_seconds();
     if (run_phase(&run, test->n_prompt > 0, err, err_size))
         goto done;
     sample->seconds = clock_seconds() - begin;
+    if (loop_busy(loop, &busy, err, err_size))
+        goto done;
+    sample->busy = busy_before < 0 || busy < 0 ? -1 : busy - busy_before;
     sample->tokens = (double)test->sequences * (test->n_prompt + test->n_gen);
     status = 0;
 done:

@@ -8,6 +8,9 @@
  *   view          the answer as it streams, for people
  *   json          the answer as one object, for programs
  *   chat, status  what main.c does beside one question
+ *   commands      the command line of gptoss-client top, metrics and trace
+ *   top           the pipeline live, and a frame of it (top_frame, pure)
+ *   trace         steps as they were, into a file that trace viewers open (trace_json, pure)
  *
  * Whatever a coordinator sends is bounded (proto_unpack, ANSWER_BYTES_MAX) and, on a terminal, cleaned
  * of control characters.
@@ -23,7 +26,15 @@
 
 /* ── options ───────────────────────────────────────────────────────────────────────────────── */
 
-enum client_task { TASK_ASK, TASK_CHAT, TASK_RESUME, TASK_STATUS };
+enum client_task {
+    TASK_ASK,
+    TASK_CHAT,
+    TASK_RESUME,
+    TASK_STATUS,
+    TASK_TOP,
+    TASK_METRICS,
+    TASK_TRACE
+};
 
 struct options {
     enum client_task task;
@@ -50,12 +61,21 @@ struct options {
 
     /* what is shown */
     bool json, quiet, reasoning_text;
+
+    /* top, trace */
+    double interval_seconds, window_seconds, trace_seconds;
+    bool once, ascii, past;
+    const char *output;
 };
 
 /* Reads argv, the environment, and the files and the standard input that they name. `terminal`:
  * whether the standard input is one. As cli_parse: 0 go on, 1 help was printed, -1 wrong use was told. */
 int options_read(struct options *o, int argc, char **argv, bool terminal);
 void options_free(struct options *o);
+/* Whether the first word, but for --connect and --timeout, names a command of its own; then it is read by
+ * commands_read, as above. */
+bool commands_known(int argc, char **argv);
+int commands_read(struct options *o, int argc, char **argv);
 
 /* ── answer ────────────────────────────────────────────────────────────────────────────────── */
 
@@ -201,9 +221,17 @@ void session_close(struct session *s);
  * its end; a second one does not wait. `err` is set unless SESSION_DONE. */
 enum session_end session_wait(struct session *s, const struct options *o, struct answer *a,
                               struct view *v, char *err, size_t err_size);
-/* Asks for the status; the caller frees it with proto_free. */
+/* Sends a message and waits for the one answer of the kind `body`; the caller frees it with
+ * proto_free. A refusal is SESSION_BROKEN, with its words. */
+enum session_end session_ask(struct session *s, const struct options *o,
+                             const Gptoss__ClientMessage *message,
+                             Gptoss__ServerMessage__BodyCase body, Gptoss__ServerMessage **answer,
+                             char *err, size_t err_size);
 enum session_end session_status(struct session *s, const struct options *o,
                                 Gptoss__ServerMessage **status, char *err, size_t err_size);
+/* The next message that is there. 1: *message is the caller's; 0: there is none; -1: nonsense, or the
+ * socket failed. */
+int session_next(struct session *s, Gptoss__ServerMessage **message, char *err, size_t err_size);
 /* A request id that nobody else uses. */
 void session_new_id(struct text *id);
 
@@ -212,5 +240,61 @@ void session_new_id(struct text *id);
 /* Turns from `in` until its end; returns an exit code. */
 int chat_run(struct session *s, const struct options *o, struct view *v, FILE *in);
 void status_print(FILE *out, const char *endpoint, const Gptoss__Status *s);
+
+/* ── top ───────────────────────────────────────────────────────────────────────────────────── */
+
+#define TOP_HISTORY 240
+
+/* What the last frames showed, oldest first. */
+struct top_history {
+    double tokens[TOP_HISTORY], busy[TOP_HISTORY]; /* sampled a second; share of all stages */
+    size_t n;
+};
+
+struct top_screen {
+    size_t columns, rows; /* rows 0: as many as there are */
+    bool colour, ascii;
+    const char *notice; /* a line in front of all, or NULL */
+};
+
+void top_remember(struct top_history *h, const Gptoss__Status *s);
+/* One frame, lines of at most `columns` characters; no line steers the terminal but by colour. */
+void top_frame(struct text *out, const char *endpoint, const Gptoss__Status *s,
+               const struct top_history *h, const struct top_screen *screen);
+/* Until q, Ctrl-C, a signal, or one frame with o->once; returns an exit code. */
+int top_run(struct session *s, const struct options *o, char *err, size_t err_size);
+
+/* ── trace ─────────────────────────────────────────────────────────────────────────────────── */
+
+#define TRACE_ENTRIES_MAX ((size_t)1 << 23) /* steps × stages held */
+#define TRACE_NUMBERS     7
+
+struct trace_stage {
+    char *host, *device;
+    uint32_t layer_first, layer_count;
+};
+
+struct trace_step {
+    uint64_t step, issued_us, kv_read;
+    uint32_t done, rows, decode_rows, prompt_tokens, samples, in_flight, full_used, window_used;
+};
+
+/* What parts brought, in the order of steps. */
+struct trace {
+    struct trace_stage *stages; /* [n_stages] */
+    size_t n_stages;
+    struct trace_step *steps; /* [n_steps] */
+    int32_t *at;              /* [n_steps, n_stages, TRACE_NUMBERS] as in TraceStep */
+    size_t n_steps, steps_capacity, at_capacity;
+    bool over, full; /* full: later steps were left out */
+    struct text why; /* it ended early; or empty */
+};
+
+/* Takes a part. 0; -1 and a sentence: it contradicts itself or those before. */
+int trace_take(struct trace *t, const Gptoss__TracePart *part, char *err, size_t err_size);
+void trace_free(struct trace *t);
+/* Chrome's trace event format: one JSON object. */
+void trace_json(FILE *out, const struct trace *t);
+int trace_run(struct session *s, const struct options *o, char *err, size_t err_size);
 
 #endif

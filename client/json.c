@@ -165,6 +165,22 @@ static void json_stage(struct text *t, const Gptoss__StageStatus *g)
     key_count(t, "queue", g->queue);
     key_count(t, "steps", g->steps);
     key_number(t, "loaded", g->loaded);
+    key_number(t, "busy_share", g->busy_share);
+    key_number(t, "hop_seconds", g->hop_seconds);
+    text_print(t, "}");
+}
+
+static void json_latency(struct text *t, const char *name, const Gptoss__Latency *l)
+{
+    if (l == NULL)
+        return;
+    key(t, name);
+    text_print(t, "{");
+    key_count(t, "count", l->count);
+    key_number(t, "mean", l->mean);
+    key_number(t, "p50", l->p50);
+    key_number(t, "p90", l->p90);
+    key_number(t, "p99", l->p99);
     text_print(t, "}");
 }
 
@@ -205,6 +221,16 @@ void json_status(FILE *out, const Gptoss__Status *s)
     key_count(&t, "prefix_hit_tokens", s->prefix_hit_tokens);
     key_count(&t, "context", s->context);
     key_count(&t, "sequences", s->sequences);
+    key_count(&t, "preemptions", s->preemptions);
+    key_count(&t, "restarts", s->restarts);
+    key_number(&t, "window_seconds", s->window_seconds);
+    key_number(&t, "bubble_share", s->bubble_share);
+    key_number(&t, "hop_seconds", s->hop_seconds);
+    key_number(&t, "steps_per_second", s->steps_per_second);
+    key_number(&t, "sampled_per_second", s->sampled_per_second);
+    key_number(&t, "prompt_per_second", s->prompt_per_second);
+    json_latency(&t, "first_token", s->first_token);
+    json_latency(&t, "between_tokens", s->between_tokens);
     text_print(&t, "}\n");
     fwrite(t.bytes, 1, t.size, out);
     text_free(&t);

@@ -1,4 +1,5 @@
-/* gptoss-client: one question, a chat, a request that is picked up again, or the status. */
+/* gptoss-client: one question, a chat, a request that is picked up again; or what the pipeline does: the
+ * status, live (top), for Prometheus (metrics), step by step (trace). */
 #include <string.h>
 #include <unistd.h>
 
@@ -115,6 +116,39 @@ static int show_status(struct session *s, const struct options *o)
     return exit_code_of(end);
 }
 
+static int show_metrics(struct session *s, const struct options *o)
+{
+    char err[1024] = "";
+    Gptoss__ServerMessage *answer = NULL;
+    Gptoss__ClientMessage message = GPTOSS__CLIENT_MESSAGE__INIT;
+    Gptoss__MetricsRequest request = GPTOSS__METRICS_REQUEST__INIT;
+    message.body_case = GPTOSS__CLIENT_MESSAGE__BODY_METRICS;
+    message.metrics = &request;
+    enum session_end end =
+        session_ask(s, o, &message, GPTOSS__SERVER_MESSAGE__BODY_METRICS, &answer, err, sizeof err);
+    if (end != SESSION_DONE)
+        complain(err);
+    else {
+        struct text t = {0};
+        view_clean(&t, (const char *)answer->metrics->text.data, answer->metrics->text.len);
+        fwrite(t.bytes, 1, t.size, stdout);
+        text_free(&t);
+        proto_free(&answer->base);
+    }
+    return exit_code_of(end);
+}
+
+/* What looks for a while and says on stdout what it saw. */
+static int watch(struct session *s, const struct options *o)
+{
+    char err[1024] = "";
+    int code =
+        o->task == TASK_TOP ? top_run(s, o, err, sizeof err) : trace_run(s, o, err, sizeof err);
+    if (err[0] != '\0')
+        complain(err);
+    return code;
+}
+
 int main(int argc, char **argv)
 {
     char err[1024];
@@ -122,7 +156,9 @@ int main(int argc, char **argv)
     struct session s = {0};
     struct view v;
     log_open("client");
-    int parsed = options_read(&o, argc, argv, isatty(STDIN_FILENO) == 1);
+    int parsed = commands_known(argc, argv)
+                     ? commands_read(&o, argc, argv)
+                     : options_read(&o, argc, argv, isatty(STDIN_FILENO) == 1);
     if (parsed != 0) {
         options_free(&o);
         return parsed > 0 ? EXIT_DONE : EXIT_USAGE;
@@ -134,6 +170,10 @@ int main(int argc, char **argv)
         code = EXIT_USAGE; /* a malformed endpoint is all that can be wrong here */
     } else if (o.task == TASK_STATUS)
         code = show_status(&s, &o);
+    else if (o.task == TASK_METRICS)
+        code = show_metrics(&s, &o);
+    else if (o.task == TASK_TOP || o.task == TASK_TRACE)
+        code = watch(&s, &o);
     else if (o.task == TASK_CHAT)
         code = chat_run(&s, &o, &v, stdin);
     else

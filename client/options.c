@@ -187,7 +187,10 @@ static const char examples[] =
     "  gptoss-client --raw \"In the beginning\" --max-tokens 32 --temperature 0\n"
     "  gptoss-client --tools models/get_weather.json \"What is the weather in Paris?\"\n"
     "  gptoss-client --json - < question.txt            one JSON object for a program\n"
-    "  gptoss-client --status                           what the coordinator does\n";
+    "  gptoss-client --status                           what the coordinator does\n"
+    "  gptoss-client top                                the pipeline, live\n"
+    "  gptoss-client metrics                            for Prometheus\n"
+    "  gptoss-client trace --seconds 5 -o trace.json    every step, for ui.perfetto.dev\n";
 
 static const char notes[] =
     "In chat the answer is on stdout. The chain of thought is shown dim on a terminal, and left "
@@ -197,7 +200,11 @@ static const char notes[] =
     "--json prints: tokens, text, reasoning, commentary, tool_calls [{name, arguments}], top and "
     "logprobs (with --top-logits), finish (stop, length, tool_calls, cancelled, error), timing in "
     "seconds {queued, first_token, total}, usage {prompt_tokens, cached_tokens, completion_tokens, "
-    "reasoning_tokens}, seed, request_id, and error {code, text} where there is one.\n";
+    "reasoning_tokens}, seed, request_id, and error {code, text} where there is one.\n"
+    "\n"
+    "top, metrics and trace are commands when they are the first word, each with a --help of its "
+    "own; "
+    "gptoss-client -- top asks the model.\n";
 
 int options_read(struct options *o, int argc, char **argv, bool terminal)
 {
@@ -276,7 +283,8 @@ int options_read(struct options *o, int argc, char **argv, bool terminal)
         .program = "gptoss-client",
         .summary = "asks a gpt-oss pipeline, and streams the answer",
         .usage = "gptoss-client [OPTION]... [PROMPT]\n"
-                 "gptoss-client [OPTION]... -          the prompt is read from stdin\n",
+                 "gptoss-client [OPTION]... -          the prompt is read from stdin\n"
+                 "gptoss-client top|metrics|trace [OPTION]...\n",
         .examples = examples,
         .notes = notes,
         .options = table,

@@ -64,9 +64,7 @@ static void send_cancel(struct session *s, const struct answer *a)
     proto_send(s->socket, &message.base, err, sizeof err);
 }
 
-/* The next message that is there. 1 and *message; 0: there is none; -1: nonsense, or a failure. */
-static int next_message(struct session *s, Gptoss__ServerMessage **message, char *err,
-                        size_t err_size)
+int session_next(struct session *s, Gptoss__ServerMessage **message, char *err, size_t err_size)
 {
     int status = proto_receive(s->socket, &s->frame, err, err_size);
     if (status == 0)
@@ -106,7 +104,7 @@ static int take_messages(struct session *s, struct answer *a, struct view *v, bo
     Gptoss__ServerMessage *message = NULL;
     int status = 0;
     /* Bounded, so that a flood of them does not keep Ctrl-C waiting. */
-    for (int i = 0; i < 256 && (status = next_message(s, &message, err, err_size)) == 1; i++) {
+    for (int i = 0; i < 256 && (status = session_next(s, &message, err, err_size)) == 1; i++) {
         int taken = answer_take(a, message, view_piece, v, err, err_size);
         if (taken == 1) {
             *heard = true;
@@ -175,29 +173,46 @@ enum session_end session_wait(struct session *s, const struct options *o, struct
     return end;
 }
 
-enum session_end session_status(struct session *s, const struct options *o,
-                                Gptoss__ServerMessage **status, char *err, size_t err_size)
+enum session_end session_ask(struct session *s, const struct options *o,
+                             const Gptoss__ClientMessage *message,
+                             Gptoss__ServerMessage__BodyCase body, Gptoss__ServerMessage **answer,
+                             char *err, size_t err_size)
 {
-    Gptoss__ClientMessage message = GPTOSS__CLIENT_MESSAGE__INIT;
-    Gptoss__StatusRequest request = GPTOSS__STATUS_REQUEST__INIT;
-    message.body_case = GPTOSS__CLIENT_MESSAGE__BODY_STATUS;
-    message.status = &request;
-    if (proto_send(s->socket, &message.base, err, err_size) != 0)
+    *answer = NULL;
+    if (proto_send(s->socket, &message->base, err, err_size) != 0)
         return SESSION_BROKEN;
     double start = clock_seconds();
     while (clock_seconds() - start < o->timeout_seconds) {
-        int got = next_message(s, status, err, err_size);
-        if (got < 0)
+        Gptoss__ServerMessage *got = NULL;
+        int status = session_next(s, &got, err, err_size);
+        if (status < 0)
             return SESSION_BROKEN;
-        if (got == 1 && (*status)->body_case == GPTOSS__SERVER_MESSAGE__BODY_STATUS)
+        if (status == 1 && got->body_case == body) {
+            *answer = got;
             return SESSION_DONE;
-        if (got == 1) {
-            proto_free(&(*status)->base);
+        }
+        if (status == 1) {
+            bool refused = got->body_case == GPTOSS__SERVER_MESSAGE__BODY_REFUSED;
+            if (refused)
+                snprintf(err, err_size, "refused: %s", got->refused->text);
+            proto_free(&got->base);
+            if (refused)
+                return SESSION_BROKEN;
             continue;
         }
         zmq_pollitem_t item = {.socket = s->socket, .events = ZMQ_POLLIN};
         zmq_poll(&item, 1, POLL_MS);
     }
-    *status = NULL;
     return fell_silent(o, false, err, err_size);
+}
+
+enum session_end session_status(struct session *s, const struct options *o,
+                                Gptoss__ServerMessage **status, char *err, size_t err_size)
+{
+    Gptoss__ClientMessage message = GPTOSS__CLIENT_MESSAGE__INIT;
+    Gptoss__StatusRequest request = GPTOSS__STATUS_REQUEST__INIT;
+    request.window_seconds = o->window_seconds;
+    message.body_case = GPTOSS__CLIENT_MESSAGE__BODY_STATUS;
+    message.status = &request;
+    return session_ask(s, o, &message, GPTOSS__SERVER_MESSAGE__BODY_STATUS, status, err, err_size);
 }

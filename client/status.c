@@ -30,6 +30,22 @@ static void print_pool(struct text *t, const char *name, uint32_t used, uint32_t
         text_print(t, " (%.0f %%)", 100.0 * used / all);
 }
 
+/* What the last seconds were like. */
+static void print_recent(struct text *t, const Gptoss__Status *s)
+{
+    char time[32];
+    text_print(t, "%.1f tokens/s sampled, %.1f of prompts, %.1f steps/s", s->sampled_per_second,
+               s->prompt_per_second, s->steps_per_second);
+    if (s->window_seconds > 0)
+        text_print(t, ", bubble %.1f %%", 100 * s->bubble_share);
+    if (s->hop_seconds > 0)
+        text_print(t, ", hop %s", text_seconds(time, s->hop_seconds));
+    if (s->first_token && s->first_token->count)
+        text_print(t, ", first token %s", text_seconds(time, s->first_token->p50));
+    if (s->between_tokens && s->between_tokens->count)
+        text_print(t, ", next %s", text_seconds(time, s->between_tokens->p50));
+}
+
 static void print_stages(FILE *out, const Gptoss__Status *s)
 {
     static const char *const headings[] = {"stage",   "host",  "device",  "layers",
@@ -55,7 +71,9 @@ static void print_stages(FILE *out, const Gptoss__Status *s)
         text_bytes(cells[5], g->kv_bytes);
         text_bytes(cells[6], g->activation_bytes);
         text_bytes(cells[7], g->memory_free_bytes);
-        if (g->up_seconds > 0)
+        if (s->window_seconds > 0)
+            snprintf(cells[8], 32, "%.1f %%", 100 * g->busy_share);
+        else if (g->up_seconds > 0)
             snprintf(cells[8], 32, "%.1f %%", 100 * g->busy_seconds / g->up_seconds);
         else
             snprintf(cells[8], 32, "-");
@@ -90,6 +108,9 @@ void status_print(FILE *out, const char *endpoint, const Gptoss__Status *s)
     text_clear(&t);
     text_print(&t, "%llu issued, %u in flight", (unsigned long long)s->steps, s->steps_in_flight);
     line(out, "steps", t.bytes);
+    text_clear(&t);
+    print_recent(&t, s);
+    line(out, "recently", t.bytes);
     text_clear(&t);
     print_pool(&t, "full", s->kv_full_blocks_used, s->kv_full_blocks);
     print_pool(&t, "window", s->kv_window_blocks_used, s->kv_window_blocks);

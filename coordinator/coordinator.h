@@ -45,6 +45,7 @@ struct coordinator_options {
     bool kv_type_given; /* else f16 on GPUs, f32 on CPUs */
     const uint32_t
         *layers; /* [n_layers_given] layers of each rank, by hand; NULL: computed; lent */
+    enum plan_head head;
     uint32_t n_layers_given;
     bool no_prefix_cache;      /* no sequence shares KV blocks with another */
     uint32_t max_queue;        /* requests that wait; 0: 512 */
@@ -145,7 +146,16 @@ struct coordinator_stage_step {
     uint64_t finished_us; /* the device was done */
     uint64_t sent_us;     /* its outputs had left */
     uint32_t busy_us;     /* the device worked on it; time in the device's queue is not in it */
+    /* Where the head is cut, the stage's part of it: done later, when the last stage has asked. */
+    uint32_t head_us;
+    uint64_t head_finished_us;
 };
+
+/* Puts what a rank tells into a ring of `kept` entries, step n at n % kept, where *last is the last one in
+ * it; offset_us is added to the rank's times. 0; -1: it tells of steps up to *last or after `newest`, or
+ * contradicts itself, and nothing was taken. */
+int coordinator_take_times(const Gptoss__StepTimes *m, int64_t offset_us, uint64_t newest,
+                           struct coordinator_stage_step *ring, size_t kept, uint64_t *last);
 
 struct coordinator_occupancy {
     double seconds;          /* of the window; 0: nothing is known, nor is the rest */

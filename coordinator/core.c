@@ -15,6 +15,7 @@ int coordinator_create(struct coordinator **out, const struct coordinator_option
     *out = NULL;
     struct coordinator *c = base_alloc(1, sizeof *c);
     c->options = *options;
+    metrics_create(c);
     if (!c->options.max_queue)
         c->options.max_queue = 512;
     if (!c->options.step_deadline_us)
@@ -56,6 +57,8 @@ void coordinator_destroy(struct coordinator *c)
         return;
     sched_destroy(c);
     times_destroy(c);
+    metrics_destroy(c);
+    trace_destroy(c);
     for (size_t i = 0; i < c->n_requests; i++)
         requests_destroy(c->requests[i]);
     free(c->requests);
@@ -249,10 +252,12 @@ void coordinator_gone(struct coordinator *c, enum coordinator_side side, const v
     struct core_peer peer = {.size = peer_size};
     assert(peer_size <= sizeof peer.bytes);
     memcpy(peer.bytes, peer_bytes, peer_size);
-    if (side == COORDINATOR_CLIENTS)
+    if (side == COORDINATOR_CLIENTS) {
+        trace_gone(c, &peer);
         requests_gone(c, &peer, now_us);
-    else
+    } else {
         ranks_gone(c, &peer, now_us);
+    }
 }
 
 void coordinator_tick(struct coordinator *c, uint64_t now_us)
@@ -264,6 +269,7 @@ void coordinator_tick(struct coordinator *c, uint64_t now_us)
     sched_run(c, now_us);
     requests_tick(c, now_us);
     sched_run(c, now_us);
+    trace_tick(c, now_us);
 }
 
 uint64_t coordinator_next(const struct coordinator *c, uint64_t now_us)
@@ -273,6 +279,8 @@ uint64_t coordinator_next(const struct coordinator *c, uint64_t now_us)
     uint64_t next = requests_next(c, now_us);
     if (c->world.state != WORLD_NONE && c->heartbeat_us < next)
         next = c->heartbeat_us;
+    if (trace_next(c, now_us) < next)
+        next = trace_next(c, now_us);
     return next < now_us ? now_us : next;
 }
 

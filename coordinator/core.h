@@ -8,9 +8,11 @@
 #include "coordinator/blocks.h"
 #include "coordinator/coordinator.h"
 #include "coordinator/harmony.h"
+#include "coordinator/metrics.h"
 #include "coordinator/prefix.h"
 #include "coordinator/times.h"
 #include "coordinator/tokenizer.h"
+#include "coordinator/trace.h"
 #include "coordinator/wire.h"
 #include "proto/proto.h"
 
@@ -29,6 +31,7 @@
 #define CORE_SECOND          1000000 /* µs */
 #define CORE_PROGRESS_US     CORE_SECOND
 #define CORE_HEARTBEAT_US    CORE_SECOND
+#define CORE_ASK_US          5000 /* between two questions how the ranks are */
 
 struct core_peer {
     unsigned char bytes[PROTO_PEER_MAX];
@@ -90,7 +93,7 @@ struct request {
     uint32_t cached;         /* tokens that were in the cache when it was first admitted */
 
     /* Times, µs. */
-    uint64_t accepted_us, first_step_us, first_token_us, last_sent_us;
+    uint64_t accepted_us, first_step_us, first_token_us, last_token_us, last_sent_us;
 
     /* For Resume: packed ServerMessages, one a token, and the last. Only where it lingers. */
     struct text *outputs;
@@ -143,6 +146,7 @@ struct world {
     uint32_t size;
     struct rank *ranks; /* [size] */
     struct plan *plan;  /* from LOADING on */
+    uint64_t asked_us;  /* when the ranks may be asked how they are */
 };
 
 struct event {
@@ -188,8 +192,8 @@ struct coordinator {
     struct answer *answer;           /* requests.c: the text of one token */
     struct times *times;             /* times.c */
 
-    times_tell times_tell; /* told of each step on each stage; NULL: nobody */
-    void *times_tell_arg;
+    struct metrics *metrics; /* metrics.c; always there */
+    struct traces *traces;   /* trace.c; NULL: nobody traces */
 
     struct cost_stage *costs; /* [n_costs] of each stage; outlives the world */
     uint32_t n_costs;
@@ -261,6 +265,7 @@ void ranks_receive(struct coordinator *c, const struct core_peer *peer,
                    const Gptoss__RankMessage *message, uint64_t now);
 void ranks_gone(struct coordinator *c, const struct core_peer *peer, uint64_t now);
 void ranks_tick(struct coordinator *c, uint64_t now);
+void ranks_ask(struct coordinator *c, uint64_t now); /* how they are */
 void ranks_shutdown(struct coordinator *c, const char *reason);
 /* The world cannot go on: the ranks that are left are told to leave, every running request waits for
  * the next world. */

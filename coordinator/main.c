@@ -17,7 +17,7 @@
 #define LAYERS_MAX 4096
 
 struct options {
-    const char *model, *bind, *workers_bind, *layers, *kv_type, *device, *worker, *costs;
+    const char *model, *bind, *workers_bind, *layers, *head, *kv_type, *device, *worker, *costs;
     int64_t launch, context, sequences, threads, max_queue, step_tokens, kv_tokens;
     double drain, token_gap, step_deadline, silence, bandwidth;
     bool plan_only, insecure, no_prefix_cache;
@@ -110,6 +110,7 @@ static int show_plans(const struct gguf_model *model, const struct coordinator_o
             .n_ranks = counts[i],
             .ranks = gpu && counts[i] <= 8 ? same : NULL,
             .layers = options->n_layers_given ? options->layers : NULL,
+            .head = options->head,
             .context = options->context,
             .sequences = options->sequences,
             .kv_type = options->kv_type_given ? options->kv_type
@@ -157,6 +158,7 @@ static int run(const struct options *o, const char *path, const uint32_t *layers
         .step_tokens = (uint32_t)o->step_tokens,
         .gap_us = (uint64_t)(o->token_gap * 1e3),
         .layers = layers,
+        .head = strcmp(o->head, "last") == 0 ? PLAN_HEAD_LAST : PLAN_HEAD_ALL,
         .n_layers_given = n_layers,
         .no_prefix_cache = o->no_prefix_cache,
         .max_queue = (uint32_t)o->max_queue,
@@ -211,6 +213,7 @@ int main(int argc, char **argv)
         .bind = "tcp://127.0.0.1:5555",
         .workers_bind = "tcp://127.0.0.1:5556",
         .device = "auto",
+        .head = "all",
         .max_queue = 512,
         .drain = 30,
         .step_deadline = 300,
@@ -240,6 +243,9 @@ int main(int argc, char **argv)
          "wait for ranks", "GPTOSS_LAUNCH", &o.launch, 1, 4096, NULL},
         {CLI_STRING, "layers", 0, "A,B,…", "layers of each rank, by hand", "computed",
          "GPTOSS_LAYERS", &o.layers, 0, 0, NULL},
+        {CLI_STRING, "head", 0, "RANKS",
+         "which ranks share the output matrix: all, or the last alone", "all", "GPTOSS_HEAD",
+         &o.head, 0, 0, NULL},
         {CLI_FLAG, "plan-only", 0, NULL, "print which layers would run where and how fast, and end",
          NULL, NULL, &o.plan_only, 0, 0, NULL},
         {CLI_FLOAT, "bandwidth", 0, "GB",
@@ -316,6 +322,8 @@ int main(int argc, char **argv)
     if (strcmp(o.device, "auto") && strcmp(o.device, "cpu") && strcmp(o.device, "cuda") &&
         strcmp(o.device, "reference"))
         return usage("--device is auto, cpu, cuda or reference, not ", o.device);
+    if (strcmp(o.head, "all") != 0 && strcmp(o.head, "last") != 0)
+        return usage("--head is all or last, not ", o.head);
     if (n_layers && o.launch && o.launch != n_layers)
         return usage("--layers and --launch name different numbers of ranks", "");
     char path[PATH_MAX];

@@ -2,14 +2,48 @@
  * occupancy: how full the pipeline was, from when each step was where. The one place where bubbles and
  * hops are computed.
  */
-#include <string.h>
+#include <stdbool.h>
 
 #include "coordinator/coordinator.h"
+
+int coordinator_take_times(const Gptoss__StepTimes *m, int64_t offset_us, uint64_t newest,
+                           struct coordinator_stage_step *ring, size_t kept, uint64_t *last)
+{
+    size_t n = m->n_received;
+    bool head = m->n_head_busy > 0;
+    if (n == 0 || m->n_started != n || m->n_finished != n || m->n_sent != n || m->n_busy != n ||
+        (head && m->n_head_busy != n) || m->n_head_finished != m->n_head_busy ||
+        m->first_step <= *last || m->first_step > newest || n > newest - m->first_step + 1)
+        return -1;
+    uint64_t at = m->origin_us + (uint64_t)offset_us;
+    for (size_t i = 0; i < n; i++) {
+        struct coordinator_stage_step *s = &ring[(m->first_step + i) % kept];
+        at += m->received[i];
+        s->step = m->first_step + i;
+        s->received_us = at;
+        s->started_us = s->received_us + m->started[i];
+        s->finished_us = s->started_us + m->finished[i];
+        s->sent_us = s->finished_us + m->sent[i];
+        s->busy_us = m->busy[i];
+        s->head_us = head ? m->head_busy[i] : 0;
+        s->head_finished_us = s->finished_us + (head ? m->head_finished[i] : 0);
+    }
+    *last = m->first_step + n - 1;
+    return 0;
+}
 
 /* Time that the device worked on the step, at the end of which it is done: [finished − busy, finished]. */
 static uint64_t begun(const struct coordinator_stage_step *s)
 {
     return s->finished_us > s->busy_us ? s->finished_us - s->busy_us : 0;
+}
+
+/* How much of begin … end is within from … to. */
+static uint64_t overlap(uint64_t begin, uint64_t end, uint64_t from, uint64_t to)
+{
+    begin = begin > from ? begin : from;
+    end = end < to ? end : to;
+    return end > begin ? end - begin : 0;
 }
 
 static const struct coordinator_stage_step *at(const struct coordinator_stage_step *ring,
@@ -67,11 +101,13 @@ void coordinator_occupancy(struct coordinator_occupancy *out,
             const struct coordinator_stage_step *this = at(stages[s], kept, step);
             if (!this)
                 continue; /* never told */
-            uint64_t begin = begun(this) > from_us ? begun(this) : from_us;
-            uint64_t end = this->finished_us < to_us ? this->finished_us : to_us;
-            if (this->finished_us <= from_us)
+            if (this->finished_us <= from_us && this->head_finished_us <= from_us)
                 break;
-            worked += end > begin ? end - begin : 0;
+            worked += overlap(begun(this), this->finished_us, from_us, to_us) +
+                      overlap(this->head_finished_us - this->head_us, this->head_finished_us,
+                              from_us, to_us);
+            if (this->finished_us <= from_us)
+                continue;
             if (this->finished_us > to_us)
                 continue;
             out->steps += s == 0;

@@ -80,6 +80,7 @@ void ranks_lose(struct coordinator *c, uint64_t now, const char *format, ...)
              running ? "; running requests wait for the next ones" : "");
     if (c->world.state == WORLD_SERVING)
         requests_mourn(c, now);
+    metrics_lost(c, requests_count(c, REQUEST_RUNNING));
     ranks_shutdown(c, text);
     core_event(c, COORDINATOR_LOST, EXIT_FAILED, text);
 }
@@ -238,6 +239,9 @@ void coordinator_plan_message(const struct plan *plan, uint32_t stage, uint64_t 
     m->layer_count = part->layer_count;
     m->head_first = part->head_first;
     m->head_count = part->head_count;
+    m->n_head_counts = plan->head_jobs > 0 ? plan->n_stages : 0;
+    m->head_counts = plan->head_counts;
+    m->head_jobs = plan->head_jobs;
     m->vocabulary_limit = plan->vocabulary_limit;
     m->kv_type = plan->kv_type == PLAN_KV_F16    ? GPTOSS__PLAN__KV_TYPE__F16
                  : plan->kv_type == PLAN_KV_BF16 ? GPTOSS__PLAN__KV_TYPE__BF16
@@ -314,6 +318,7 @@ static void make_plan(struct coordinator *c, uint64_t now)
         .n_ranks = c->world.size,
         .ranks = ranks,
         .layers = c->options.n_layers_given ? c->options.layers : NULL,
+        .head = c->options.head,
         .context = c->options.context,
         .sequences = c->options.sequences,
         .kv_type = c->options.kv_type_given ? c->options.kv_type
@@ -485,6 +490,21 @@ void ranks_gone(struct coordinator *c, const struct core_peer *peer, uint64_t no
                    rank->host[0] ? rank->host : "its host");
 }
 
+/* The ranks answer at once with theirs. */
+static void send_heartbeats(struct coordinator *c, uint64_t now)
+{
+    Gptoss__SupervisorHeartbeat beat = GPTOSS__SUPERVISOR_HEARTBEAT__INIT;
+    beat.seconds = (double)now / CORE_SECOND;
+    beat.sent_us = now;
+    for (uint32_t i = 0; i < c->world.size; i++)
+        if (c->world.ranks[i].here) {
+            Gptoss__SupervisorMessage m;
+            supervisor_init(&m, GPTOSS__SUPERVISOR_MESSAGE__BODY_HEARTBEAT);
+            m.heartbeat = &beat;
+            core_send_rank(c, &c->world.ranks[i].peer, &m);
+        }
+}
+
 void ranks_tick(struct coordinator *c, uint64_t now)
 {
     if (c->world.state == WORLD_NONE)
@@ -514,16 +534,15 @@ void ranks_tick(struct coordinator *c, uint64_t now)
     if (now < c->heartbeat_us)
         return;
     c->heartbeat_us = now + CORE_HEARTBEAT_US;
-    Gptoss__SupervisorHeartbeat beat = GPTOSS__SUPERVISOR_HEARTBEAT__INIT;
-    beat.seconds = (double)now / CORE_SECOND;
-    beat.sent_us = now;
-    for (uint32_t i = 0; i < c->world.size; i++)
-        if (c->world.ranks[i].here) {
-            Gptoss__SupervisorMessage m;
-            supervisor_init(&m, GPTOSS__SUPERVISOR_MESSAGE__BODY_HEARTBEAT);
-            m.heartbeat = &beat;
-            core_send_rank(c, &c->world.ranks[i].peer, &m);
-        }
+    send_heartbeats(c, now);
+}
+
+void ranks_ask(struct coordinator *c, uint64_t now)
+{
+    if (now < c->world.asked_us)
+        return;
+    c->world.asked_us = now + CORE_ASK_US;
+    send_heartbeats(c, now);
 }
 
 /* status->stages: memory of the message is the caller's to free, with the array. */
@@ -551,6 +570,7 @@ void ranks_status(const struct coordinator *c, Gptoss__Status *status)
         s->queue = rank->queue;
         s->steps = rank->steps;
         s->loaded = rank->loaded;
+        s->bandwidth = rank->bandwidth;
     }
     static const char *const states[] = {"waiting for ranks", "ranks are joining", "loading",
                                          "serving"};

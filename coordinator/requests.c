@@ -26,6 +26,7 @@ void requests_refuse(struct coordinator *c, const struct core_peer *peer, const 
     m.refused = &refused;
     core_send_client(c, peer, &m);
     c->n_refused++;
+    metrics_refused(c, code);
 }
 
 void requests_destroy(struct request *r)
@@ -172,6 +173,7 @@ void requests_finish(struct coordinator *c, struct request *r, Gptoss__Finished_
     r->linger_until_us = r->linger_us ? now + r->linger_us : 0;
     prompt_free(&r->prompt);
     c->n_finished++;
+    metrics_finished(c, r, reason, now);
     bound_lingering(c);
 }
 
@@ -240,6 +242,7 @@ void requests_token(struct coordinator *c, struct request *r, const Gptoss__Samp
 {
     tokens_add(&r->tokens, sample->token);
     c->n_sampled++;
+    metrics_token(c, r, now);
     if (!r->first_token_us)
         r->first_token_us = now;
     bool end = !r->ignore_eos && tokenizer_is_end(c->tokenizer, sample->token);
@@ -321,8 +324,10 @@ static void cancel(struct coordinator *c, const struct core_peer *peer, const Gp
     requests_finish(c, r, GPTOSS__FINISHED__REASON__CANCELLED, GPTOSS__CODE__OK, NULL, now);
 }
 
-static void status(struct coordinator *c, const struct core_peer *peer, uint64_t now)
+static void status(struct coordinator *c, const struct core_peer *peer,
+                   const Gptoss__StatusRequest *request, uint64_t now)
 {
+    Gptoss__Latency latencies[2];
     struct coordinator_counts counts;
     coordinator_counts(c, &counts);
     Gptoss__Status s = GPTOSS__STATUS__INIT;
@@ -345,6 +350,7 @@ static void status(struct coordinator *c, const struct core_peer *peer, uint64_t
     s.kv_blocks_evicted = counts.blocks_evicted;
     s.context = c->context;
     ranks_status(c, &s);
+    metrics_status(c, request->window_seconds, now, &s, latencies);
     Gptoss__ServerMessage m;
     server_init(&m, GPTOSS__SERVER_MESSAGE__BODY_STATUS);
     m.status = &s;
@@ -352,6 +358,7 @@ static void status(struct coordinator *c, const struct core_peer *peer, uint64_t
     for (size_t i = 0; i < s.n_stages; i++)
         free(s.stages[i]);
     free(s.stages);
+    ranks_ask(c, now);
 }
 
 static void too_long(const struct coordinator *c, size_t tokens, char *err, size_t err_size)
@@ -414,7 +421,9 @@ void requests_receive(struct coordinator *c, const struct core_peer *peer,
     case GPTOSS__CLIENT_MESSAGE__BODY_GENERATE: generate(c, peer, message->generate, now); break;
     case GPTOSS__CLIENT_MESSAGE__BODY_RESUME: resume(c, peer, message->resume, now); break;
     case GPTOSS__CLIENT_MESSAGE__BODY_CANCEL: cancel(c, peer, message->cancel, now); break;
-    case GPTOSS__CLIENT_MESSAGE__BODY_STATUS: status(c, peer, now); break;
+    case GPTOSS__CLIENT_MESSAGE__BODY_STATUS: status(c, peer, message->status, now); break;
+    case GPTOSS__CLIENT_MESSAGE__BODY_METRICS: metrics_answer(c, peer, now); break;
+    case GPTOSS__CLIENT_MESSAGE__BODY_TRACE: trace_receive(c, peer, message->trace, now); break;
     default:
         requests_refuse(c, peer, NULL, 0, GPTOSS__CODE__INVALID, 0,
                         "ClientMessage has no body that this coordinator knows");

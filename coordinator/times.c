@@ -10,6 +10,7 @@ struct times {
     struct times_work *work;               /* [n_kept] step n at n % n_kept */
     struct coordinator_stage_step **steps; /* [n_stages][n_kept] likewise */
     uint64_t *last;                        /* [n_stages] the last step told of */
+    uint64_t *recv_us, *send_us;           /* [n_stages] times_waited */
     uint64_t last_issued;
 };
 
@@ -87,6 +88,8 @@ void times_create(struct coordinator *c)
     t->work = base_alloc(t->n_kept, sizeof *t->work);
     t->steps = base_alloc(t->n_stages, sizeof *t->steps);
     t->last = base_alloc(t->n_stages, sizeof *t->last);
+    t->recv_us = base_alloc(t->n_stages, sizeof *t->recv_us);
+    t->send_us = base_alloc(t->n_stages, sizeof *t->send_us);
     for (uint32_t s = 0; s < t->n_stages; s++)
         t->steps[s] = base_alloc(t->n_kept, sizeof *t->steps[s]);
 }
@@ -101,6 +104,8 @@ void times_destroy(struct coordinator *c)
     free(t->steps);
     free(t->work);
     free(t->last);
+    free(t->recv_us);
+    free(t->send_us);
     free(t);
     c->times = NULL;
 }
@@ -126,19 +131,29 @@ void times_issued(struct coordinator *c, const struct step *step, uint64_t now)
         w->kv_pairs += n * p + n * (n + 1) / 2;
     }
     w->in_flight = (uint32_t)(step->number + 1 - c->oldest_step);
+    w->full_used = blocks_used(&c->full);
+    w->window_used = blocks_used(&c->window);
     t->last_issued = step->number;
 }
 
 void times_done(struct coordinator *c, uint64_t number, uint64_t now)
 {
-    if (c->times && times_work(c, number))
-        c->times->work[number % c->times->n_kept].done_us = now;
+    if (!c->times || !times_work(c, number))
+        return;
+    struct times_work *work = &c->times->work[number % c->times->n_kept];
+    work->done_us = now;
+    metrics_step(c, work, now);
 }
 
-void times_observe(struct coordinator *c, times_tell tell, void *arg)
+/* The device was idle for its inputs, the outputs were on their way. */
+static void add_waits(struct coordinator *c, uint32_t stage, const struct coordinator_stage_step *s)
 {
-    c->times_tell = tell;
-    c->times_tell_arg = arg;
+    const struct coordinator_stage_step *before = times_stage_step(c, stage, s->step - 1);
+    uint64_t free_us =
+        before && before->finished_us > s->received_us ? before->finished_us : s->received_us;
+    uint64_t begun_us = s->finished_us > s->busy_us ? s->finished_us - s->busy_us : 0;
+    c->times->recv_us[stage] += begun_us > free_us ? begun_us - free_us : 0;
+    c->times->send_us[stage] += s->sent_us - s->finished_us;
 }
 
 void times_receive(struct coordinator *c, uint32_t stage, const Gptoss__StepTimes *m, uint64_t now)
@@ -146,30 +161,18 @@ void times_receive(struct coordinator *c, uint32_t stage, const Gptoss__StepTime
     struct times *t = c->times;
     if (!t || stage >= t->n_stages)
         return;
-    size_t n = m->n_received;
-    if (m->n_started != n || m->n_finished != n || m->n_sent != n || m->n_busy != n ||
-        m->first_step <= t->last[stage] || n == 0 || m->first_step > t->last_issued ||
-        n > t->last_issued - m->first_step + 1) {
+    times_clock_guess(&c->world.ranks[stage].clock, m->sent_us, now);
+    if (coordinator_take_times(m, offset_of(c, stage, now), t->last_issued, t->steps[stage],
+                               t->n_kept, &t->last[stage])) {
         core_log(c, LOG_DEBUG, "rank %u told times of steps that it cannot have done", stage);
         return;
     }
-    times_clock_guess(&c->world.ranks[stage].clock, m->sent_us, now);
-    uint64_t at = m->origin_us + (uint64_t)offset_of(c, stage, now);
-    for (size_t i = 0; i < n; i++) {
-        uint64_t number = m->first_step + i;
-        struct coordinator_stage_step *s = &t->steps[stage][number % t->n_kept];
-        at += m->received[i];
-        s->step = number;
-        s->received_us = at;
-        s->started_us = s->received_us + m->started[i];
-        s->finished_us = s->started_us + m->finished[i];
-        s->sent_us = s->finished_us + m->sent[i];
-        s->busy_us = m->busy[i];
-        t->last[stage] = number;
+    for (uint64_t step = m->first_step; step <= t->last[stage]; step++) {
+        const struct coordinator_stage_step *s = times_stage_step(c, stage, step);
+        if (!s)
+            continue; /* one message told of more than the ring holds */
+        add_waits(c, stage, s);
         costs_told(c, stage, s);
-        const struct times_work *work = times_work(c, number);
-        if (c->times_tell && work)
-            c->times_tell(c->times_tell_arg, stage, work, s);
     }
 }
 
@@ -195,6 +198,14 @@ const struct coordinator_stage_step *times_stage_step(const struct coordinator *
 uint64_t times_last(const struct coordinator *c, uint32_t stage)
 {
     return c->times && stage < c->times->n_stages ? c->times->last[stage] : 0;
+}
+
+void times_waited(const struct coordinator *c, uint32_t stage, double *recv, double *send)
+{
+    const struct times *t = c->times;
+    bool known = t && stage < t->n_stages;
+    *recv = known ? (double)t->recv_us[stage] / CORE_SECOND : 0;
+    *send = known ? (double)t->send_us[stage] / CORE_SECOND : 0;
 }
 
 uint32_t times_kept(const struct coordinator *c)

@@ -1,7 +1,7 @@
 /*
  * times: when each of the last steps was where, by the coordinator's clock. The ranks tell it in batches
- * (StepTimes); here it is put beside what the step was, kept in rings of fixed size, and handed to
- * whoever asked to be told (times_observe): the scheduler's cost model.
+ * (StepTimes); here it is put beside what the step was, kept in rings of fixed size, and handed to the
+ * scheduler's costs.
  *
  * Clocks. A rank's clock is brought to the coordinator's by an offset, estimated from heartbeats: the
  * coordinator's carries its time t0, the rank's answer echoes t0 and adds when it came (t1) and when the
@@ -30,9 +30,10 @@ struct times_work {
     uint64_t done_us;           /* its result was taken; 0: not yet */
     uint32_t rows, decode_rows; /* a decode row has one token, and samples it */
     uint32_t tokens, prompt_tokens, samples;
-    uint64_t kv_read;   /* positions whose KV full attention reads: Σ rows (position + count) */
-    uint64_t kv_pairs;  /* Σ tokens (position + 1) */
-    uint32_t in_flight; /* steps, this one included, when it was issued */
+    uint64_t kv_read;  /* positions whose KV full attention reads: Σ rows (position + count) */
+    uint64_t kv_pairs; /* Σ tokens (position + 1) */
+    /* When it was issued: steps in flight, this one included, and blocks in use. */
+    uint32_t in_flight, full_used, window_used;
 };
 
 struct times_echo {
@@ -79,11 +80,9 @@ const struct coordinator_stage_step *times_stage_step(const struct coordinator *
 uint64_t times_last(const struct coordinator *c, uint32_t stage);
 uint32_t times_kept(const struct coordinator *c); /* steps of each stage */
 
-/* `tell` is called for each stage of each step, in order of steps of one stage, some 50 ms after the step,
- * from within coordinator_receive. It outlives worlds; NULL: nobody. */
-typedef void (*times_tell)(void *arg, uint32_t stage, const struct times_work *work,
-                           const struct coordinator_stage_step *step);
-void times_observe(struct coordinator *c, times_tell tell, void *arg);
+/* Seconds, since the world began, that a stage's device was idle although it knew of a step, for its
+ * inputs; and that outputs were on their way. */
+void times_waited(const struct coordinator *c, uint32_t stage, double *recv, double *send);
 
 /* How full the pipeline was from `now − seconds` on, or for as long as the rings reach. The arrays at
  * *out are the caller's, [world.size]. */

@@ -66,6 +66,8 @@ struct kernels_backend {
     int (*op_linear)(struct kernels *k, const struct kernels_op_linear *op, double *seconds);
     int (*op_attention)(struct kernels *k, const struct kernels_op_attention *op, double *seconds);
     int (*op_moe)(struct kernels *k, const struct kernels_op_moe *op, double *seconds);
+    int (*op_sample)(struct kernels *k, const struct kernels_op_sample *op, double *seconds);
+    int (*limits)(struct kernels *k, struct kernels_limits *limits);
 };
 
 extern const struct kernels_backend kernels_backend_cpu;

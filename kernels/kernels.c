@@ -354,3 +354,14 @@ int kernels_op_moe(struct kernels *k, const struct kernels_op_moe *op, double *s
 {
     return k->backend->op_moe ? k->backend->op_moe(k, op, seconds) : -1;
 }
+
+int kernels_op_sample(struct kernels *k, const struct kernels_op_sample *op, double *seconds)
+{
+    return k->backend->op_sample ? k->backend->op_sample(k, op, seconds) : -1;
+}
+
+int kernels_limits(struct kernels *k, struct kernels_limits *limits)
+{
+    *limits = (struct kernels_limits){.unit = ""};
+    return k->backend->limits ? k->backend->limits(k, limits) : -1;
+}

@@ -36,6 +36,7 @@ struct kernels_op_linear {
     float *y;       /* [n, rows] */
     bool add;
     uint32_t repeat;
+    uint32_t copies; /* of the weights, which repetitions read in turn: no cache holds all; 0: 1 */
 };
 
 /* Attention of `count` queries at positions first…first+count−1 over keys and values at positions
@@ -72,12 +73,33 @@ struct kernels_op_moe {
     uint32_t *chosen; /* [n, active], or NULL: the experts chosen, best first */
     float *weight;    /* [n, active], or NULL: their weights */
     uint32_t repeat;
+    uint32_t inputs; /* h holds so many times n rows, of which repetitions take n in turn; 0: 1 */
+    bool route_only; /* the experts are chosen and left out */
+};
+
+/* logits[n, vocabulary] → tokens[n], by the rule in kernels.h; row i has the seed i. */
+struct kernels_op_sample {
+    uint32_t n, vocabulary;
+    const float *logits;
+    float temperature, top_p, min_p;
+    uint32_t top_k;
+    int32_t *tokens;
+    uint32_t repeat;
+};
+
+/* What the device can do at best, measured by loops that do nothing else. 0: not known. */
+struct kernels_limits {
+    double read, copy; /* bytes a second; copy: those read and those written */
+    double operations; /* a second, a multiplication and an addition being two */
+    const char *unit;  /* of what they are: "f32 FMA", "f16 wgmma"; static memory */
 };
 
 int kernels_op_rmsnorm(struct kernels *k, const struct kernels_op_rmsnorm *op, double *seconds);
 int kernels_op_linear(struct kernels *k, const struct kernels_op_linear *op, double *seconds);
 int kernels_op_attention(struct kernels *k, const struct kernels_op_attention *op, double *seconds);
 int kernels_op_moe(struct kernels *k, const struct kernels_op_moe *op, double *seconds);
+int kernels_op_sample(struct kernels *k, const struct kernels_op_sample *op, double *seconds);
+int kernels_limits(struct kernels *k, struct kernels_limits *limits); /* takes about a second */
 
 /* ── sampling from a cut vocabulary ────────────────────────────────────────────────────────── */
 

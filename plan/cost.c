@@ -17,6 +17,8 @@
 #define CPU_LAYER_SECONDS  5e-6
 #define GPU_ROW_BYTES      6e6 /* of a row in one layer, and of drawing one sample: as reading so much */
 #define CPU_ROW_BYTES      4e4
+#define DRAW_ROWS          10 /* rows' times that drawing a sample takes */
+#define PART_ROWS          1
 
 #define FACTOR_MIN  1e-3
 #define FACTOR_MAX  1e3
@@ -100,8 +102,9 @@ void cost_stage_init(struct cost_stage *stage, const struct gguf_model *model,
     stage->unit[COST_READS] = 2.0 * model->kv_heads * model->head_dim * element / bandwidth;
     stage->unit[COST_PAIRS] = 4.0 * model->heads * model->head_dim / flops;
     stage->unit[COST_HEAD] = head_rows * (double)model->output->row_bytes / bandwidth;
-    stage->unit[COST_SAMPLES] =
-        head_rows > 0 ? 2.0 * head_rows * model->hidden / flops + 10 * row : 0;
+    /* Samples are drawn on the last stage; the others sum up and sort their part of the head. */
+    double draw = row * (s + 1 == plan->n_stages ? DRAW_ROWS : PART_ROWS);
+    stage->unit[COST_SAMPLES] = head_rows > 0 ? 2.0 * head_rows * model->hidden / flops + draw : 0;
     for (int i = 0; i < COST_TERMS; i++)
         stage->factor[i] = 1;
     for (int i = 0; i < COST_CURVE; i++)

@@ -8,6 +8,7 @@
 
 #include "plan/capacity.h"
 #include "plan/cut.h"
+#include "plan/head.h"
 #include "plan/size.h"
 #include "plan/stage.h"
 
@@ -23,11 +24,12 @@ enum {
     DEFAULT_CONTEXT = 8192,
     DEFAULT_SEQUENCES = 16,
     GPU_SEQUENCES = 256, /* for each stage */
-    GPU_SEQUENCES_MAX = 1024,
+    GPU_SEQUENCES_MAX = 2048,
     SEQUENCE_ROOM = 1024, /* positions that each of many sequences has room for */
     DEFAULT_STEP_TOKENS = 512,
     STEP_SAMPLES_MIN = 64,  /* replay samples several positions of one row */
     REFERENCE_DEPTH = 1024, /* positions before the rows that layers are cut for */
+    HEAD_JOBS = 4,          /* a step's in the making, the next one's on their way */
     SEQUENCES_MAX = 1 << 20,
     STEP_TOKENS_MAX = 1 << 20,
 };
@@ -72,6 +74,24 @@ static void fill_bandwidth(const struct plan_options *options, double *bandwidth
     for (uint32_t s = 0; s < options->n_ranks; s++)
         if (!(bandwidth[s] > 0))
             bandwidth[s] = known > 0 ? sum / known : 1;
+}
+
+/* Rows of the head for each stage. 0; -1: out of memory. */
+static int share_head(const struct draft *draft)
+{
+    struct plan *plan = draft->plan;
+    uint32_t vocabulary = draft->model->vocabulary, n_stages = plan->n_stages;
+    double *bandwidth = calloc(n_stages, sizeof *bandwidth);
+    if (!bandwidth)
+        return -1;
+    fill_bandwidth(draft->options, bandwidth);
+    if (draft->options->head == PLAN_HEAD_LAST)
+        head_whole(vocabulary, n_stages, plan->head_counts);
+    else
+        head_cut(vocabulary, bandwidth, n_stages, plan->head_counts);
+    plan->head_jobs = plan->head_counts[n_stages - 1] == vocabulary ? 0 : HEAD_JOBS;
+    free(bandwidth);
+    return 0;
 }
 
 /* A rank as the costs want it: with the mean bandwidth where its own is unknown. */
@@ -413,12 +433,13 @@ int plan_create(struct plan **out, const struct gguf_model *model,
     plan->lanes = plan->steps_in_flight;
 
     plan->stages = calloc(plan->n_stages, sizeof *plan->stages);
+    plan->head_counts = calloc(plan->n_stages, sizeof *plan->head_counts);
     share = calloc(plan->n_stages, sizeof *share);
-    if (!plan->stages || !share)
+    if (!plan->stages || !plan->head_counts || !share)
         goto no_memory;
     fill_share(options, share);
     struct draft draft = {.model = model, .options = options, .plan = plan, .share = share};
-    if (options->sequences == 0 && choose_sequences(&draft))
+    if (share_head(&draft) || (options->sequences == 0 && choose_sequences(&draft)))
         goto no_memory;
     status = try_plan(&draft);
     if (status == 1) {
@@ -446,5 +467,6 @@ void plan_destroy(struct plan *plan)
     if (!plan)
         return;
     free(plan->stages);
+    free(plan->head_counts);
     free(plan);
 }

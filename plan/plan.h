@@ -8,7 +8,8 @@
  *
  * Layers are cut into consecutive ranges so that the slowest stage is as fast as can be: by what steps
  * in which all sequences decode cost it (cost.h: weights and KV read, arithmetic, rows of the head, at
- * the rates of its rank). Ranks that share a device share its memory.
+ * the rates of its rank). The head is cut by vocabulary over all stages, in proportion to their
+ * bandwidth. Ranks that share a device share its memory.
  */
 #ifndef GPTOSS_PLAN_H
 #define GPTOSS_PLAN_H
@@ -21,6 +22,10 @@
 #include "plan/cost.h"
 
 enum plan_kv_type { PLAN_KV_F32, PLAN_KV_F16, PLAN_KV_BF16 };
+enum plan_head {
+    PLAN_HEAD_ALL,
+    PLAN_HEAD_LAST
+}; /* the stages that hold rows of the output matrix */
 
 struct plan_rank {
     const char *host;           /* lent while the plan lives; NULL: unknown */
@@ -38,8 +43,9 @@ struct plan_options {
     uint32_t n_ranks;
     const struct plan_rank *ranks; /* [n_ranks]; NULL: unknown ranks */
     const uint32_t *layers;        /* [n_ranks], given by hand; NULL: computed */
-    uint32_t context;              /* positions of a sequence; 0: min(the model's, 8192) */
-    uint32_t sequences;            /* at a time; 0: 16, on GPUs up to 256 a stage */
+    enum plan_head head;
+    uint32_t context;   /* positions of a sequence; 0: min(the model's, 8192) */
+    uint32_t sequences; /* at a time; 0: 16, on GPUs up to 256 a stage */
     enum plan_kv_type kv_type;
     uint32_t kv_tokens;        /* positions of all sequences together, at most; 0: no bound */
     uint32_t step_tokens;      /* 0: 512 */
@@ -62,6 +68,8 @@ struct plan_stage {
 struct plan {
     uint32_t n_stages;
     struct plan_stage *stages; /* [n_stages] */
+    uint32_t *head_counts;     /* [n_stages] rows of the output matrix on each, in order */
+    uint32_t head_jobs; /* portions of samples that pass a cut head at a time; 0: it is whole */
     uint32_t context, sequences;
     enum plan_kv_type kv_type;
     uint32_t block_tokens;

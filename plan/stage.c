@@ -1,10 +1,12 @@
 #include "plan/stage.h"
 
+#include "plan/head.h"
+
 /*
  * What is counted where:
- *   weights      the tensors of the stage's layers; the embedding on the first stage; the output
- *                matrix (its rows that the stage holds) and norm on the last; where they are not in
- *                place (a GPU), some formats take more there than in the file, see held_bytes()
+ *   weights      the tensors of the stage's layers; the embedding on the first stage; the rows of the
+ *                output matrix that the stage holds, with its norm; where they are not in place (a GPU),
+ *                some formats take more there than in the file, see held_bytes()
  *   KV           both pools, for the stage's layers of each kind
  *   activations  lanes, tables and the scratch of one step, see activation_bytes()
  */
@@ -17,7 +19,10 @@ enum {
     THREADS = 8,               /* of a rank; the plan does not know how many */
     PANEL_ROWS = 32,           /* rows of a matrix that a thread unpacks at a time */
     THREAD_BYTES = 64 << 10,
-    HEAD_ROWS = 32, /* rows that go through the head at a time */
+    HEAD_ROWS = 32,        /* rows that go through the head at a time */
+    HEAD_BLOCK_BYTES = 32, /* what a part of a cut head says of a row: of each 1,024 ids, */
+    HEAD_TOP_BYTES = 264,  /* the best ones, and all logits */
+    HEAD_JOB_BYTES = 8192,
 };
 
 uint64_t stage_add(uint64_t a, uint64_t b)
@@ -134,24 +139,54 @@ static uint64_t weights_bytes(const struct gguf_model *model, bool first, bool i
     return bytes;
 }
 
+/* What a part of the head of `count` rows gives back for `rows` samples. */
+static uint64_t reply_bytes(uint64_t rows, uint64_t count)
+{
+    uint64_t blocks = count / HEAD_UNIT + (count % HEAD_UNIT != 0);
+    return stage_multiply(rows, blocks * HEAD_BLOCK_BYTES + HEAD_TOP_BYTES + 4 * count);
+}
+
+/* Scratch of the head for one step or, where it is cut, for its jobs. *thread: for each thread. */
+static uint64_t head_bytes(const struct gguf_model *model, const struct plan *plan, uint32_t s,
+                           const struct plan_stage *stage, bool last, uint64_t *thread)
+{
+    uint64_t rows = plan->step_samples < HEAD_ROWS ? plan->step_samples : HEAD_ROWS;
+    uint64_t width = 2 * (uint64_t)model->hidden + PADDING, vocabulary = model->vocabulary;
+    uint64_t scratch = stage_multiply(rows, 4 * (stage->head_count + width));
+    uint64_t job = stage_add(HEAD_JOB_BYTES, stage_multiply(rows, 4 * (uint64_t)model->hidden));
+    *thread = last ? stage_multiply(vocabulary, 4 * 4 + 1) + THREAD_BYTES : 0;
+    if (plan->head_jobs == 0)
+        return scratch;
+    if (last)
+        *thread = stage_add(*thread, 4 * vocabulary);
+    for (uint32_t part = 0; part < plan->n_stages; part++)
+        if (last || part == s)
+            job = stage_add(job, reply_bytes(rows, plan->head_counts[part]));
+    return stage_add(scratch, stage_multiply(plan->head_jobs, job));
+}
+
 /* What a rank takes besides weights and KV, a little more than the CPU backends do (a test compares).
  *   lanes    each: input and output rows [step_tokens, hidden] as far as the stage has them, samples
- *            and their results, rows and the blocks that they are given
+ *            and their results, with a cut head their rows [step_samples, hidden], rows of the step and
+ *            the blocks that they are given
  *   tables   of slots, and the angles of every position
  *   scratch  of one step, for each token: rows [hidden] before and after the norm, q, what attention
  *            gives, k, v, router, and for each active expert its unit row [expert_ffn] and part
- *            [hidden]; for each thread panels of a matrix; where the head is, logits of some rows and,
- *            for each thread, the sorting of one */
+ *            [hidden]; for each thread panels of a matrix; where the head is, logits of some rows,
+ *            on the last stage for each thread the sorting of one, and jobs of a cut head */
 static uint64_t activation_bytes(const struct gguf_model *model, const struct plan *plan,
-                                 bool first, const struct plan_stage *stage)
+                                 uint32_t s, const struct plan_stage *stage)
 {
+    bool first = s == 0, last = s + 1 == plan->n_stages;
     uint64_t hidden = model->hidden, q = (uint64_t)model->heads * model->head_dim;
     uint64_t kv = (uint64_t)model->kv_heads * model->head_dim;
     uint64_t entries = stage_blocks(plan->context);
 
     uint64_t lane = stage_multiply(plan->step_tokens, first ? 4 : 4 * hidden);
-    if (stage->head_count == 0)
+    if (!last)
         lane = stage_add(lane, stage_multiply(plan->step_tokens, 4 * hidden));
+    else if (plan->head_jobs > 0)
+        lane = stage_add(lane, stage_multiply(plan->step_samples, 4 * hidden));
     lane = stage_add(lane, stage_multiply(plan->step_samples, 8 + SAMPLE_RESULT_BYTES));
     lane = stage_add(lane, stage_multiply(plan->step_rows,
                                           stage_add(ROW_BYTES, stage_multiply(entries, 2 * 4))));
@@ -169,10 +204,9 @@ static uint64_t activation_bytes(const struct gguf_model *model, const struct pl
     uint64_t thread = stage_add(stage_multiply(widest, 4 * PANEL_ROWS), THREAD_BYTES);
     uint64_t scratch = stage_multiply(plan->step_tokens, stage_multiply(token, 4));
     if (stage->head_count > 0) {
-        uint64_t rows = plan->step_samples < HEAD_ROWS ? plan->step_samples : HEAD_ROWS;
-        scratch = stage_add(scratch,
-                            stage_multiply(rows, 4 * (stage->head_count + 2 * hidden + PADDING)));
-        thread = stage_add(thread, stage_multiply(stage->head_count, 4 * 4));
+        uint64_t of_thread;
+        scratch = stage_add(scratch, head_bytes(model, plan, s, stage, last, &of_thread));
+        thread = stage_add(thread, of_thread);
     }
     scratch = stage_add(scratch, stage_multiply(thread, THREADS));
     return stage_add(stage_multiply(plan->lanes, lane), stage_add(tables, scratch));
@@ -196,9 +230,10 @@ void stage_fill(const struct draft *draft, uint32_t s, struct plan_stage *stage)
     const struct plan *plan = draft->plan;
     stage->full_layers = stage->window_layers = 0;
     stage->token_bytes = 0;
-    /* The head stays whole, on the last stage; all sums take it in any cut. */
     stage->head_first = 0;
-    stage->head_count = s + 1 == plan->n_stages ? model->vocabulary : 0;
+    for (uint32_t i = 0; i < s; i++)
+        stage->head_first += plan->head_counts[i];
+    stage->head_count = plan->head_counts[s];
     for (uint32_t i = 0; i < stage->layer_count; i++) {
         const struct gguf_layer *layer = &model->layers[stage->layer_first + i];
         *(layer->sliding ? &stage->window_layers : &stage->full_layers) += 1;
@@ -207,6 +242,6 @@ void stage_fill(const struct draft *draft, uint32_t s, struct plan_stage *stage)
     stage->token_bytes += extra_token_bytes(model, s == 0, stage);
     const struct plan_rank *ranks = draft->options->ranks;
     stage->weights_bytes = weights_bytes(model, s == 0, !ranks || ranks[s].weights_in_place, stage);
-    stage->activation_bytes = activation_bytes(model, plan, s == 0, stage);
+    stage->activation_bytes = activation_bytes(model, plan, s, stage);
     stage->memory_bytes = draft->share[s];
 }

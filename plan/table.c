@@ -38,6 +38,7 @@ enum {
     DEVICE,
     LAYERS,
     KINDS,
+    HEAD,
     WEIGHTS,
     KV,
     ACTIVATIONS,
@@ -54,9 +55,9 @@ struct row {
     char cells[N_COLUMNS][CELL];
 };
 
-static const struct row headings = {{"stage", "host", "device", "layers", "full+window", "weights",
-                                     "KV", "activations", "total", "memory free", "headroom",
-                                     "a token"}};
+static const struct row headings = {{"stage", "host", "device", "layers", "full+window", "head",
+                                     "weights", "KV", "activations", "total", "memory free",
+                                     "headroom", "a token"}};
 
 static void set(char cell[CELL], const char *text)
 {
@@ -80,6 +81,9 @@ static void fill_row(struct row *row, uint32_t s, const struct plan_stage *stage
              stage->layer_first + stage->layer_count - 1);
     snprintf(row->cells[KINDS], CELL, "%" PRIu32 "+%" PRIu32, stage->full_layers,
              stage->window_layers);
+    set(row->cells[HEAD], NULL);
+    if (stage->head_count > 0)
+        snprintf(row->cells[HEAD], CELL, "%" PRIu32, stage->head_count);
     set_bytes(row->cells[WEIGHTS], stage->weights_bytes);
     set_bytes(row->cells[KV], stage->kv_bytes);
     set_bytes(row->cells[ACTIVATIONS], stage->activation_bytes);
@@ -105,6 +109,7 @@ static void fill_totals(struct row *row, const struct plan *plan)
         sum.layer_count += stage->layer_count;
         sum.full_layers += stage->full_layers;
         sum.window_layers += stage->window_layers;
+        sum.head_count += stage->head_count;
         sum.weights_bytes += stage->weights_bytes;
         sum.kv_bytes += stage->kv_bytes;
         sum.activation_bytes += stage->activation_bytes;

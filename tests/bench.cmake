@@ -9,6 +9,11 @@ if(TARGET gptoss-bench AND TARGET gptoss-worker AND TARGET gptoss-coordinator)
     add_test(NAME e2e-bench
       COMMAND ${GPTOSS_PYTHON} ${PROJECT_SOURCE_DIR}/tests/e2e/bench_pipeline.py
         $<TARGET_FILE:gptoss-bench> ${PROJECT_SOURCE_DIR}/models/gptoss-tiny-mxfp4.gguf)
-    set_tests_properties(e2e-bench PROPERTIES TIMEOUT 280 LABELS e2e RUN_SERIAL TRUE)
+    add_test(NAME e2e-bench-load
+      COMMAND ${GPTOSS_PYTHON} ${PROJECT_SOURCE_DIR}/tests/e2e/bench_load.py
+        $<TARGET_FILE:gptoss-bench> ${PROJECT_SOURCE_DIR}/models/gptoss-tiny-mxfp4.gguf
+        ${PROJECT_SOURCE_DIR}/scripts/scaling)
+    set_tests_properties(e2e-bench e2e-bench-load PROPERTIES
+      TIMEOUT 280 LABELS e2e RUN_SERIAL TRUE)
   endif()
 endif()

@@ -15,3 +15,7 @@ target_compile_definitions(coordinator_speed PRIVATE GPTOSS_SOURCE_DIR="${PROJEC
 set_target_properties(coordinator_speed PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/tests)
 add_test(NAME coordinator_speed COMMAND coordinator_speed 64 100 100)
 set_tests_properties(coordinator_speed PROPERTIES TIMEOUT 60 LABELS unit)
+gptoss_test(metrics gptoss_coordinator m)
+target_sources(test_metrics PRIVATE world.c)
+gptoss_test(trace gptoss_coordinator)
+target_sources(test_trace PRIVATE world.c)

@@ -2,7 +2,8 @@
 
 #include <unistd.h>
 
-#include "bench/bench.h"
+#include "bench/fields.h"
+#include "bench/serve.h"
 
 bool bench_interrupted(void)
 {
@@ -10,6 +11,9 @@ bool bench_interrupted(void)
 }
 
 static char err[512];
+
+#define assert_float_near(a, b)                                                                    \
+    assert_true(fabs((double)(a) - (double)(b)) < 1e-9 * (1 + fabs((double)(b))))
 
 static void expect_list(const char *text, const char *want)
 {
@@ -80,15 +84,15 @@ static void names_tests_as_llama_bench_does(void **state)
 {
     (void)state;
     char name[64];
-    bench_test_name(&(struct bench_test){512, 0, 0, 1}, name, sizeof name);
+    bench_test_name(&(struct bench_test){512, 0, 0, 1, 0}, name, sizeof name);
     assert_string_equal(name, "pp512");
-    bench_test_name(&(struct bench_test){0, 128, 4096, 1}, name, sizeof name);
+    bench_test_name(&(struct bench_test){0, 128, 4096, 1, 0}, name, sizeof name);
     assert_string_equal(name, "tg128 @ d4096");
-    bench_test_name(&(struct bench_test){512, 128, 0, 1}, name, sizeof name);
+    bench_test_name(&(struct bench_test){512, 128, 0, 1, 0}, name, sizeof name);
     assert_string_equal(name, "pp512+tg128");
-    assert_int_equal(bench_test_samples(&(struct bench_test){512, 0, 9, 1}), 1);
-    assert_int_equal(bench_test_samples(&(struct bench_test){0, 128, 9, 1}), 128);
-    assert_int_equal(bench_test_samples(&(struct bench_test){512, 128, 9, 1}), 129);
+    assert_int_equal(bench_test_samples(&(struct bench_test){512, 0, 9, 1, 0}), 1);
+    assert_int_equal(bench_test_samples(&(struct bench_test){0, 128, 9, 1, 0}), 128);
+    assert_int_equal(bench_test_samples(&(struct bench_test){512, 128, 9, 1, 0}), 129);
 }
 
 static void the_deviation_is_that_of_a_sample(void **state)
@@ -204,6 +208,231 @@ static void folders_for_sockets_come_and_go(void **state)
     bench_folder_remove("");
 }
 
+/* ── cost ──────────────────────────────────────────────────────────────────────────────────── */
+
+static struct gguf_tensor tensors[4] = {
+    {.bytes = 1000, .row_bytes = 10}, /* embedding, output: 100 rows */
+    {.bytes = 7},                     /* norms, sinks */
+    {.bytes = 100},                   /* matrices of the attention, router */
+    {.bytes = 3200},                  /* experts' */
+};
+static struct gguf_layer layers[2];
+static struct gguf_model small = {.n_layers = 2,
+                                  .kv_heads = 2,
+                                  .head_dim = 8,
+                                  .experts = 32,
+                                  .active = 4,
+                                  .window = 100,
+                                  .layers = layers};
+
+static void make_small_model(void)
+{
+    for (int i = 0; i < 2; i++) {
+        const struct gguf_linear matrix = {.weight = &tensors[2]}, expert = {.weight = &tensors[3]};
+        layers[i] = (struct gguf_layer){.attn_norm = &tensors[1],
+                                        .attn_q = matrix,
+                                        .attn_k = matrix,
+                                        .attn_v = matrix,
+                                        .attn_out = matrix,
+                                        .sinks = &tensors[1],
+                                        .ffn_norm = &tensors[1],
+                                        .router = matrix,
+                                        .gate = expert,
+                                        .up = expert,
+                                        .down = expert,
+                                        .sliding = i == 1};
+    }
+    small.embedding = small.output = &tensors[0];
+    small.output_norm = &tensors[1];
+}
+
+static void a_step_reads_weights_once_and_the_kv_of_each_row(void **state)
+{
+    (void)state;
+    make_small_model();
+    assert_float_near(bench_experts(&small, 1), 4);
+    assert_float_near(bench_experts(&small, 2), 32 * (1 - pow(28.0 / 32, 2)));
+    /* a layer: 3 · 7 + 5 · 100 + 3 · 3200 · 4/32; K and V of a position: 2 · 2 · 8 halves */
+    double layer = 21 + 500 + 1200, kv = 64;
+    assert_float_near(bench_step_bytes(&small, PLAN_KV_F16, 1, 0), 10 + 7 + 1000 + 2 * layer);
+    assert_float_near(bench_step_bytes(&small, PLAN_KV_F16, 1, 500),
+                      10 + 7 + 1000 + 2 * layer + kv * (500 + 100));
+    /* 8 sequences in 2 stages: two groups of 4 rows, each read 10 times */
+    struct bench_test test = {.n_gen = 10, .sequences = 8};
+    assert_int_equal(bench_step_rows(&test, 2), 4);
+    assert_float_near(bench_test_bytes(&small, PLAN_KV_F32, &test, 2),
+                      20 * bench_step_bytes(&small, PLAN_KV_F32, 4, 5));
+    test.n_prompt = 1;
+    assert_float_near(bench_test_bytes(&small, PLAN_KV_F32, &test, 2), 0);
+}
+
+static void shares_follow_from_times(void **state)
+{
+    (void)state;
+    make_small_model();
+    const struct bench_world_options options = {.model = &small, .stages = 2};
+    const struct bench_world_info info = {.bandwidth = 1e6};
+    const double seconds[] = {2, 2, 4}, speed[] = {20, 20, 10}, busy[] = {3, 3.5, 7.5};
+    const double others[] = {10, 25, 8};
+    struct bench_result result = {.options = &options,
+                                  .info = &info,
+                                  .test = {.n_gen = 40, .sequences = 1},
+                                  .n = 3,
+                                  .seconds = seconds,
+                                  .speed = speed,
+                                  .busy = busy,
+                                  .one_stage = 10,
+                                  .replica_speed = others};
+    struct bench_derived d;
+    bench_derive(&result, &d);
+    assert_float_near(d.bubble, 1 - 14.0 / 16);
+    assert_float_near(d.speedup, 50.0 / 3 / 10);
+    assert_float_near(d.replicas, 1.25); /* the median of 2, 0.8 and 1.25 */
+    assert_float_near(d.bound, 3 * bench_test_bytes(&small, PLAN_KV_F32, &result.test, 2) / 8e6);
+    assert_float_near(d.hop_us, 0); /* more work than time: it overlapped */
+    result.n = 2;
+    bench_derive(&result, &d);
+    assert_float_near(d.replicas, 1.4); /* of 2 and 0.8 */
+    result.n = 3;
+    const double less[] = {1.5, 1.5, 3};
+    result.busy = less;
+    bench_derive(&result, &d);
+    assert_float_near(d.hop_us, 2e6 / (40 * 3 * 2));
+    const double unknown[] = {1, -1, 1};
+    result.busy = unknown;
+    result.replica_speed = NULL;
+    bench_derive(&result, &d);
+    assert_true(d.bubble < 0 && d.hop_us < 0 && d.replicas < 0);
+}
+
+/* ── serve ─────────────────────────────────────────────────────────────────────────────────── */
+
+static void percentiles_are_near_the_exact_ones(void **state)
+{
+    (void)state;
+    static struct serve_times times;
+    assert_float_near(serve_times_percentile(&times, 50), 0);
+    for (int i = 1000; i > 0; i--)
+        serve_times_add(&times, i * 1e-3);
+    static const double percents[] = {50, 90, 95, 99};
+    for (int i = 0; i < 4; i++) {
+        double got = serve_times_percentile(&times, percents[i]);
+        assert_true(fabs(got - percents[i] * 1e-2) < 0.003 * got);
+    }
+    assert_float_near(serve_times_percentile(&times, 100), 1);
+    assert_float_near(serve_times_percentile(&times, 0), 1e-3);
+    assert_float_near(serve_times_mean(&times), 0.5005);
+    static struct serve_times wide;
+    serve_times_add(&wide, 0);
+    serve_times_add(&wide, 1e6);
+    serve_times_add(&wide, 5);
+    assert_true(fabs(serve_times_percentile(&wide, 50) - 5) < 0.02);
+    assert_float_near(serve_times_percentile(&wide, 99), 1e6);
+}
+
+static void a_log_becomes_figures(void **state)
+{
+    (void)state;
+    static struct serve_log log;
+    serve_log_create(&log, 3, 2);
+    serve_log_sent(&log, 0, 10, 3, 100);
+    serve_log_sent(&log, 1, 20, 2, 100.5); /* now two are under way */
+    serve_log_tokens(&log, 0, 1, 101);
+    serve_log_tokens(&log, 1, 2, 102); /* two tokens in one message */
+    serve_log_end(&log, 1, SERVE_FINISHED, 102);
+    serve_log_tokens(&log, 0, 2, 103);
+    serve_log_end(&log, 0, SERVE_FINISHED, 103);
+    serve_log_sent(&log, 2, 5, 1, 104); /* the last: the load is full no longer */
+    serve_log_end(&log, 2, SERVE_REFUSED, 105);
+    assert_int_equal(log.finished, 2);
+    assert_int_equal(log.refused, 1);
+    assert_int_equal(log.active, 0);
+    assert_int_equal(log.tokens, 5);
+    assert_int_equal(log.prompt_tokens, 30);
+    assert_float_near(log.full_since, 100.5);
+    assert_float_near(log.full_until, 104);
+    assert_int_equal(log.full_tokens, 5);
+    assert_float_near(log.begin, 100);
+    assert_float_near(log.end, 105);
+    assert_int_equal(log.first.n, 2);
+    assert_float_near(serve_times_mean(&log.first), 1.25);
+    assert_int_equal(log.gap.n, 3); /* 0, 2, 0 */
+    assert_float_near(log.gap.sum, 2);
+    assert_float_near(serve_times_mean(&log.whole), 2.25);
+    assert_float_near(log.token.sum, 1); /* (103 − 101) / 2, and 0 */
+    serve_log_free(&log);
+}
+
+static void lengths_are_numbers_ranges_and_chance(void **state)
+{
+    (void)state;
+    struct serve_lengths lengths;
+    uint64_t random = 1;
+    assert_int_equal(serve_lengths_parse("-p", "1000", 1 << 20, &lengths, err, sizeof err), 0);
+    assert_int_equal(serve_lengths_draw(&lengths, &random), 1000);
+    assert_int_equal(serve_lengths_parse("-p", "8,100-200,~50", 300, &lengths, err, sizeof err), 0);
+    assert_int_equal(lengths.n, 3);
+    assert_int_equal(lengths.max, 300); /* 8 · 50, cut off */
+    uint32_t eights = 0;
+    for (int i = 0; i < 3000; i++) {
+        uint32_t length = serve_lengths_draw(&lengths, &random);
+        assert_true(length >= 1 && length <= 300);
+        eights += length == 8;
+    }
+    assert_true(eights > 900 && eights < 1200);
+    double sum = 0;
+    assert_int_equal(serve_lengths_parse("-p", "~200", 1 << 20, &lengths, err, sizeof err), 0);
+    for (int i = 0; i < 20000; i++)
+        sum += serve_lengths_draw(&lengths, &random);
+    assert_true(fabs(sum / 20000 - 200) < 6);
+    static const char *const bad[] = {"",     "0",    "a",  "5-",   "9-3", "~",
+                                      "~3-5", "1,,2", "1,", "2000", "-4"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        if (serve_lengths_parse("-p", bad[i], 1000, &lengths, err, sizeof err) == 0)
+            fail_msg("\"%s\" was taken", bad[i]);
+}
+
+/* Options as a command line has them; the strings are copied, as two-letter options are replaced. */
+static int parse_serve(struct serve_options *options, const char *line)
+{
+    static char words[20][64];
+    char *argv[21], copy[512];
+    int argc = 0;
+    snprintf(copy, sizeof copy, "serve %s", line);
+    for (char *word = strtok(copy, " "); word; word = strtok(NULL, " ")) {
+        snprintf(words[argc], sizeof words[argc], "%s", word);
+        argv[argc] = words[argc];
+        argc++;
+    }
+    argv[argc] = NULL;
+    return serve_parse(options, argc, argv);
+}
+
+static void serve_reads_its_options(void **state)
+{
+    (void)state;
+    struct serve_options o;
+    assert_int_equal(parse_serve(&o, "-c 1,4-6 -N 10 -p 8-9 -n ~5 -m x --launch 2 -o csv -- -a b"),
+                     0);
+    assert_int_equal(o.clients.n, 4);
+    assert_int_equal(o.requests, 10);
+    assert_int_equal(o.prompt.max, 9);
+    assert_int_equal(o.gen.max, 40);
+    assert_int_equal(o.launch, 2);
+    assert_int_equal(o.format, BENCH_CSV);
+    assert_int_equal(o.n_extra, 2);
+    assert_string_equal(o.extra[0], "-a");
+    free(o.clients.values);
+    static const char *const bad[] = {"-c 0",          "-p x",        "--launch 1",
+                                      "-o xml",        "word",        "-- --max-queue 1",
+                                      "--kv-type f64", "--device gpu"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        if (parse_serve(&o, bad[i]) != -1)
+            fail_msg("\"%s\" was taken", bad[i]);
+        free(o.clients.values);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -217,6 +446,12 @@ int main(void)
         cmocka_unit_test(a_child_that_cannot_start_is_told_by_name),
         cmocka_unit_test(a_child_is_stopped_and_its_code_is_known),
         cmocka_unit_test(folders_for_sockets_come_and_go),
+        cmocka_unit_test(a_step_reads_weights_once_and_the_kv_of_each_row),
+        cmocka_unit_test(shares_follow_from_times),
+        cmocka_unit_test(percentiles_are_near_the_exact_ones),
+        cmocka_unit_test(a_log_becomes_figures),
+        cmocka_unit_test(lengths_are_numbers_ranges_and_chance),
+        cmocka_unit_test(serve_reads_its_options),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

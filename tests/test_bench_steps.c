@@ -143,6 +143,15 @@ int loop_issue(struct loop *loop, Gptoss__Step *step, char *message, size_t mess
     return 0;
 }
 
+int loop_busy(struct loop *loop, double *busy, char *message, size_t message_size)
+{
+    (void)loop;
+    (void)message;
+    (void)message_size;
+    *busy = world.n_steps * 0.001;
+    return 0;
+}
+
 int loop_poll(struct loop *loop, int timeout_ms, char *message, size_t message_size)
 {
     (void)timeout_ms;
@@ -220,9 +229,10 @@ static void every_test_becomes_steps_that_ranks_can_run(void **state)
 {
     (void)state;
     static const struct bench_test tests[] = {
-        {16, 0, 0, 1}, {512, 0, 0, 1}, {0, 8, 0, 1},    {0, 128, 300, 1}, {100, 50, 77, 1},
-        {33, 0, 0, 5}, {0, 40, 0, 7},  {0, 40, 100, 7}, {129, 9, 1, 3},   {1, 1, 0, 4},
-        {0, 1, 0, 1},  {1, 0, 0, 1},   {0, 1, 600, 2},  {257, 3, 255, 4}, {0, 500, 0, 2},
+        {16, 0, 0, 1, 0},    {512, 0, 0, 1, 0},   {0, 8, 0, 1, 0},   {0, 128, 300, 1, 0},
+        {100, 50, 77, 1, 0}, {33, 0, 0, 5, 0},    {0, 40, 0, 7, 0},  {0, 40, 100, 7, 0},
+        {129, 9, 1, 3, 0},   {1, 1, 0, 4, 0},     {0, 1, 0, 1, 0},   {1, 0, 0, 1, 0},
+        {0, 1, 600, 2, 0},   {257, 3, 255, 4, 0}, {0, 500, 0, 2, 0},
     };
     for (uint32_t stages = 1; stages <= 4; stages++)
         for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) {
@@ -235,7 +245,7 @@ static void steps_of_few_tokens_carry_many_sequences(void **state)
 {
     (void)state;
     make_world(2, 20, 100, 8);
-    run_and_check((struct bench_test){30, 20, 10, 20});
+    run_and_check((struct bench_test){30, 20, 10, 20, 0});
     assert_true(world.rows_most <= 8 && world.tokens_most <= 8);
 }
 
@@ -243,15 +253,15 @@ static void the_pipeline_is_kept_full(void **state)
 {
     (void)state;
     make_world(4, 1, 1000, 64);
-    run_and_check((struct bench_test){512, 0, 0, 1});
+    run_and_check((struct bench_test){512, 0, 0, 1, 0});
     assert_int_equal(world.queue_most, 8);
     assert_int_equal(world.n_steps, 2 * 512 / 64);
     make_world(4, 8, 1000, 64);
-    run_and_check((struct bench_test){0, 32, 0, 8});
+    run_and_check((struct bench_test){0, 32, 0, 8, 0});
     assert_int_equal(world.queue_most, 8);
     assert_int_equal(world.rows_most, 2); /* four groups of two sequences */
     make_world(4, 1, 1000, 64);
-    run_and_check((struct bench_test){0, 32, 0, 1});
+    run_and_check((struct bench_test){0, 32, 0, 1, 0});
     assert_int_equal(world.queue_most, 8); /* one sequence runs ahead by reference */
 }
 

@@ -3,6 +3,8 @@
 
 #include <poll.h>
 #include <pty.h>
+#include <signal.h>
+#include <sys/ioctl.h>
 
 static void reply_nothing(void)
 {
@@ -187,6 +189,158 @@ static void an_interrupted_chat_goes_on(void **state)
     forget();
 }
 
+/* ── top ───────────────────────────────────────────────────────────────────────────────────── */
+
+static atomic_int n_status;
+
+static void reply_status(void)
+{
+    Gptoss__Status s = GPTOSS__STATUS__INIT;
+    char state[] = "serving", model[] = "m.gguf", host[] = "node", version[] = "1";
+    Gptoss__StageStatus stage = GPTOSS__STAGE_STATUS__INIT, *stages[] = {&stage};
+    s.version = version;
+    s.state = state;
+    s.model = model;
+    s.ready = true;
+    s.uptime_seconds = 9;
+    s.requests_running = (uint32_t)++n_status;
+    s.window_seconds = asked->status->window_seconds;
+    stage.host = host;
+    stage.device = host;
+    stage.busy_share = 0.5;
+    s.stages = stages;
+    s.n_stages = 1;
+    tell(GPTOSS__SERVER_MESSAGE__BODY_STATUS, &s);
+}
+
+static void resize(unsigned short columns, unsigned short rows)
+{
+    const struct winsize size = {.ws_col = columns, .ws_row = rows};
+    assert_int_equal(ioctl(terminal, TIOCSWINSZ, &size), 0);
+}
+
+static void assert_given_back(const struct termios *before)
+{
+    struct termios after;
+    assert_int_equal(tcgetattr(terminal, &after), 0);
+    assert_int_equal(after.c_lflag, before->c_lflag);
+    assert_int_equal(after.c_iflag, before->c_iflag);
+}
+
+/* Until the screen is left; then the terminal is as it was, and nothing follows but the end. */
+static void top_ends(const struct termios *before, int code)
+{
+    expect("\033[?7h\033[?25h\033[?1049l");
+    assert_string_equal(out + seen, "");
+    for (int i = 0; i < 200; i++) { /* the settings follow the bytes */
+        struct termios now;
+        tcgetattr(terminal, &now);
+        if (now.c_lflag == before->c_lflag)
+            break;
+        usleep(10000);
+    }
+    assert_given_back(before);
+    assert_int_equal(close_terminal(), code);
+    halt();
+    forget();
+}
+
+static void open_top(struct termios *before)
+{
+    n_status = 0;
+    start(reply_status);
+    OPEN_TERMINAL("top", "--interval", "0.1", "--window", "3");
+    assert_int_equal(tcgetattr(terminal, before), 0);
+    expect("\033[?1049h");
+    expect("1 running");
+}
+
+static void top_redraws_until_q_and_gives_the_terminal_back(void **state)
+{
+    (void)state;
+    struct termios before, live;
+    open_top(&before);
+    expect("3 running");
+    assert_has(out, "of the last 3.00 s");
+    tcgetattr(terminal, &live);
+    assert_false(live.c_lflag & (ICANON | ECHO));
+    type("q");
+    top_ends(&before, 0);
+}
+
+static void top_fits_a_terminal_that_is_resized(void **state)
+{
+    (void)state;
+    struct termios before;
+    open_top(&before);
+    resize(40, 6);
+    char part[32];
+    snprintf(part, sizeof part, "%d running", n_status + 2);
+    expect(part);
+    size_t from = seen;
+    snprintf(part, sizeof part, "%d running", n_status + 2);
+    expect(part);
+    int lines = 0, width = 0;
+    for (const char *p = out + from; p < out + seen; p++) {
+        if (*p == '\033') {
+            p += strcspn(p, "mHJK");
+            width = *p == 'H' ? 0 : width; /* the next frame */
+        } else if (*p == '\n') {
+            lines++;
+            width = 0;
+        } else if (((unsigned char)*p & 0xc0) != 0x80 && *p != '\r')
+            assert_true(++width <= 40);
+    }
+    assert_true(lines > 0 && lines < 2 * 6);
+    type("q");
+    top_ends(&before, 0);
+}
+
+static void an_interrupt_or_a_signal_gives_the_terminal_back(void **state)
+{
+    (void)state;
+    struct termios before;
+    open_top(&before);
+    type("\003");
+    top_ends(&before, 0);
+    open_top(&before);
+    kill(on_terminal, SIGTERM);
+    top_ends(&before, 128 + SIGTERM);
+    open_top(&before);
+    kill(on_terminal, SIGHUP);
+    top_ends(&before, 128 + SIGHUP);
+}
+
+static void top_goes_on_after_a_pause(void **state)
+{
+    (void)state;
+    struct termios before;
+    int status;
+    open_top(&before);
+    kill(on_terminal, SIGTSTP);
+    expect("\033[?1049l");
+    assert_int_equal(waitpid(on_terminal, &status, WUNTRACED), on_terminal);
+    assert_true(WIFSTOPPED(status));
+    assert_given_back(&before);
+    kill(on_terminal, SIGCONT);
+    expect("\033[?1049h");
+    expect(" running");
+    type("q");
+    top_ends(&before, 0);
+}
+
+static void top_says_when_nobody_answers_any_more(void **state)
+{
+    (void)state;
+    struct termios before;
+    open_top(&before);
+    reply = reply_nothing;
+    expect("no answer for");
+    reply = reply_status;
+    type("q");
+    top_ends(&before, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -197,6 +351,11 @@ int main(void)
         cmocka_unit_test_teardown(a_chat_remembers_its_turns, tidy),
         cmocka_unit_test_teardown(a_chat_asks_for_the_results_of_tools, tidy),
         cmocka_unit_test_teardown(an_interrupted_chat_goes_on, tidy),
+        cmocka_unit_test_teardown(top_redraws_until_q_and_gives_the_terminal_back, tidy),
+        cmocka_unit_test_teardown(top_fits_a_terminal_that_is_resized, tidy),
+        cmocka_unit_test_teardown(an_interrupt_or_a_signal_gives_the_terminal_back, tidy),
+        cmocka_unit_test_teardown(top_goes_on_after_a_pause, tidy),
+        cmocka_unit_test_teardown(top_says_when_nobody_answers_any_more, tidy),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }

@@ -545,6 +545,74 @@ static void samples_by_the_rule(void **state)
 
 /* ── the door ──────────────────────────────────────────────────────────────────────────────── */
 
+/* Samples of all kinds, of prompts and of decode steps (which graphs run); what each was. */
+static void sample_all(struct chain *c, struct kernels_sample *samples)
+{
+    enum { SLOTS = 8, PROMPT = 12, STEPS = 6 };
+    uint64_t seed = 60;
+    for (uint32_t step = 0; step < STEPS; step++) {
+        int32_t tokens[SLOTS * PROMPT];
+        make_text(seed, tokens, SLOTS * PROMPT);
+        chain_begin(c);
+        for (uint32_t s = 0; s < SLOTS; s++) {
+            struct kernels_row *row =
+                step ? chain_row(c, s, PROMPT + step - 1, &(int32_t){KERNELS_TOKEN_SAMPLED}, 1, 0)
+                     : chain_row(c, s, 0, tokens + PROMPT * s, PROMPT, 0);
+            row->temperature = (float[]){0, 0.5f, 1, 20}[test_random(&seed) % 4];
+            row->top_k = test_random(&seed) % 3 ? 0 : 1 + (uint32_t)test_random(&seed) % 2000;
+            row->top_p = test_random(&seed) % 3 ? 1 : 0.9f;
+            row->min_p = test_random(&seed) % 3 ? 0 : 0.1f;
+            row->seed = test_random(&seed);
+            row->top_logits = (uint32_t)(test_random(&seed) % (KERNELS_TOP_MAX + 1));
+        }
+        chain_run(c);
+        for (uint32_t i = 0; i < c->step.n_samples; i++) {
+            const struct kernels_sample *from = chain_sample(c, i);
+            struct kernels_sample *to = samples++;
+            memset(to, 0, sizeof *to);
+            to->token = from->token;
+            to->logit = from->logit;
+            to->log_sum_exp = from->log_sum_exp;
+            to->n_top = from->n_top;
+            memcpy(to->top, from->top, from->n_top * sizeof *to->top);
+        }
+    }
+}
+
+static void gives_the_same_bits_from_a_cut_head(void **state)
+{
+    (void)state;
+    enum { SAMPLES = 8 * 12 + 5 * 8 };
+    static struct kernels_sample want[SAMPLES], got[SAMPLES];
+    static const struct {
+        uint32_t n, ends[4], parts[4];
+    } cuts[] = {{1, {24}, {4096}},
+                {2, {12, 24}, {1024, 3072}},
+                {3, {8, 9, 24}, {0, 2048, 2048}},
+                {4, {1, 9, 20, 24}, {1024, 1024, 1024, 1024}}};
+    for (uint32_t limit = 0; limit <= 3000; limit += 1500) {
+        struct kernels_stage_options options = {.vocabulary_limit = limit,
+                                                .kv_type = KERNELS_KV_F16};
+        struct chain *c = chain_create(model, &on_cuda, 1, &model->n_layers, options);
+        sample_all(c, want);
+        chain_destroy(c);
+        for (size_t i = 0; i < sizeof cuts / sizeof *cuts; i++) {
+            options.head_parts = cuts[i].parts;
+            options.keep_logits = i == 3;
+            c = chain_create(model, &on_cuda, cuts[i].n, cuts[i].ends, options);
+            sample_all(c, got);
+            chain_destroy(c);
+            for (uint32_t j = 0; j < SAMPLES; j++)
+                if (memcmp(&got[j], &want[j], sizeof *got))
+                    fail_msg(
+                        "cut %zu: sample %u is token %d with logit %.9g and log sum %.9g, of a "
+                        "whole head %d, %.9g, %.9g",
+                        i, j, got[j].token, (double)got[j].logit, (double)got[j].log_sum_exp,
+                        want[j].token, (double)want[j].logit, (double)want[j].log_sum_exp);
+        }
+    }
+}
+
 static void says_what_it_is(void **state)
 {
     (void)state;
@@ -794,6 +862,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(gives_the_same_bits_alone_and_among_others),
         cmocka_unit_test(gives_the_same_bits_from_graphs),
         cmocka_unit_test(samples_by_the_rule),
+        cmocka_unit_test(gives_the_same_bits_from_a_cut_head),
         cmocka_unit_test(tells_when_a_step_is_done),
     };
     if (argc > 1)

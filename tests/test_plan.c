@@ -97,17 +97,71 @@ static void ranges_cover_the_model_in_order(void **state)
     make_20b(&fake);
     for (uint32_t n = 1; n <= 24; n++) {
         struct plan *plan = plan_of(&fake, (struct plan_options){.n_ranks = n}, 0);
-        uint32_t next = 0;
+        uint32_t next = 0, head = 0;
         for (uint32_t s = 0; s < n; s++) {
             const struct plan_stage *stage = &plan->stages[s];
             assert_int_equal(stage->layer_first, next);
             assert_true(stage->layer_count >= 1);
             assert_int_equal(stage->full_layers + stage->window_layers, stage->layer_count);
-            assert_int_equal(stage->head_count, s + 1 == n ? 201088 : 0);
+            assert_int_equal(stage->head_first, head);
+            assert_int_equal(stage->head_first % 1024, 0);
+            /* 197 blocks of 1,024 rows, the last of them short */
+            assert_in_range(stage->head_count + 1024, 1024 * (197 / n) + 384,
+                            1024 * (197 / n) + 2048);
+            head += stage->head_count;
             next += stage->layer_count;
         }
         assert_int_equal(next, 24);
+        assert_int_equal(head, 201088);
+        assert_int_equal(plan->head_jobs > 0, n > 1);
         plan_destroy(plan);
+    }
+}
+
+static void the_head_is_shared_and_the_layers_are_even(void **state)
+{
+    (void)state;
+    struct fake fake;
+    make_20b(&fake);
+    for (uint32_t n = 2; n <= 8; n *= 2) {
+        struct plan *plan = plan_of(&fake, (struct plan_options){.n_ranks = n}, 0);
+        for (uint32_t s = 0; s < n; s++)
+            assert_int_equal(plan->stages[s].layer_count, 24 / n);
+        plan_destroy(plan);
+    }
+    /* In proportion to the bandwidth. */
+    give_memory(&fake, 3, 80);
+    fake.ranks[2].bandwidth = 2 * fake.ranks[0].bandwidth;
+    struct plan *plan = plan_of(&fake, (struct plan_options){.n_ranks = 3, .ranks = fake.ranks}, 0);
+    const uint32_t rows[] = {49 * 1024, 50 * 1024, 201088 - 99 * 1024};
+    for (uint32_t s = 0; s < 3; s++) {
+        assert_int_equal(plan->stages[s].head_count, rows[s]);
+        assert_int_equal(plan->head_counts[s], rows[s]);
+    }
+    assert_true(plan->stages[2].layer_count >= 12 && plan->stages[2].layer_count <= 14);
+    plan_destroy(plan);
+}
+
+static void a_small_vocabulary_leaves_some_stages_without_head(void **state)
+{
+    (void)state;
+    struct fake fake;
+    make_20b(&fake);
+    for (uint32_t vocabulary = 1; vocabulary < 6000; vocabulary += 333) {
+        fake.model.vocabulary = vocabulary;
+        for (uint32_t n = 1; n <= 9; n++) {
+            struct plan *plan = plan_of(&fake, (struct plan_options){.n_ranks = n}, 0);
+            uint32_t head = 0;
+            for (uint32_t s = 0; s < n; s++) {
+                assert_true(plan->stages[s].head_count == 0 || head % 1024 == 0);
+                assert_int_equal(plan->stages[s].head_first, head);
+                head += plan->stages[s].head_count;
+            }
+            assert_int_equal(head, vocabulary);
+            assert_true(plan->stages[n - 1].head_count > 0);
+            assert_int_equal(plan->head_jobs > 0, plan->stages[n - 1].head_count < vocabulary);
+            plan_destroy(plan);
+        }
     }
 }
 
@@ -116,12 +170,14 @@ static void the_head_costs_the_last_stage_layers(void **state)
     (void)state;
     struct fake fake;
     make_20b(&fake);
-    struct plan *plan = plan_of(&fake, (struct plan_options){.n_ranks = 2}, 0);
+    struct plan *plan =
+        plan_of(&fake, (struct plan_options){.n_ranks = 2, .head = PLAN_HEAD_LAST}, 0);
+    assert_int_equal(plan->head_jobs, 0);
     /* In steps of 8 rows the head costs as much as some 3 layers. */
     assert_int_equal(plan->stages[0].layer_count, 14);
     assert_int_equal(plan->stages[1].layer_count, 10);
     plan_destroy(plan);
-    plan = plan_of(&fake, (struct plan_options){.n_ranks = 4}, 0);
+    plan = plan_of(&fake, (struct plan_options){.n_ranks = 4, .head = PLAN_HEAD_LAST}, 0);
     for (int s = 0; s < 3; s++)
         assert_true(plan->stages[s].layer_count > plan->stages[3].layer_count);
     plan_destroy(plan);
@@ -135,9 +191,8 @@ static void a_faster_rank_gets_more_layers(void **state)
     give_memory(&fake, 2, 80);
     fake.ranks[1].bandwidth = 6e12;
     struct plan *plan = plan_of(&fake, (struct plan_options){.n_ranks = 2, .ranks = fake.ranks}, 0);
-    /* Three times as fast, but with the head. */
-    assert_int_equal(plan->stages[0].layer_count, 7);
-    assert_int_equal(plan->stages[1].layer_count, 17);
+    /* Three times as fast; what every step costs anyway takes a little more from the slower one. */
+    assert_true(plan->stages[0].layer_count >= 4 && plan->stages[0].layer_count <= 6);
     assert_true(plan->stages[1].token_seconds > 0);
     plan_destroy(plan);
 }
@@ -304,7 +359,7 @@ static void weights_add_up_to_the_file(void **state)
     struct fake fake;
     make_20b(&fake);
     struct plan *plan = plan_of(&fake, (struct plan_options){.n_ranks = 5}, 0);
-    uint64_t sum = 0, all = fake.table.bytes + fake.output.bytes + fake.norm.bytes;
+    uint64_t sum = 0, all = fake.table.bytes + fake.output.bytes + 5 * fake.norm.bytes;
     for (int s = 0; s < 5; s++) {
         const struct plan_stage *stage = &plan->stages[s];
         sum += stage->weights_bytes;
@@ -629,13 +684,10 @@ static void the_table_has_a_row_a_rank_and_says_the_capacity(void **state)
         lines++;
     }
     assert_int_equal(lines, 1 + 2 + 1 + 3);
-    char range[32];
-    for (int s = 0; s < 2; s++) {
-        const struct plan_stage *stage = &plan->stages[s];
-        snprintf(range, sizeof range, "%u-%u", stage->layer_first,
-                 stage->layer_first + stage->layer_count - 1);
-        assert_non_null(strstr(table, range));
-    }
+    assert_non_null(strstr(table, "0-11"));
+    assert_non_null(strstr(table, "12-23"));
+    assert_non_null(strstr(table, " 101376 ")); /* 99 · 1,024 rows of the head */
+    assert_non_null(strstr(table, " 99712 "));
     assert_non_null(strstr(table, "KV for 131072 positions: 16 sequences of 8192.\n"));
     assert_non_null(strstr(table, "Sequences of 8192: 16; "));
     assert_non_null(strstr(table, "hold 8.2 in as many bytes, because one takes 1.97 times"));
@@ -651,6 +703,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(ranges_cover_the_model_in_order),
+        cmocka_unit_test(the_head_is_shared_and_the_layers_are_even),
+        cmocka_unit_test(a_small_vocabulary_leaves_some_stages_without_head),
         cmocka_unit_test(the_head_costs_the_last_stage_layers),
         cmocka_unit_test(a_faster_rank_gets_more_layers),
         cmocka_unit_test(a_rank_of_more_arithmetic_gets_more_layers),

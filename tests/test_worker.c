@@ -73,6 +73,13 @@ static void four_ranks_give_the_golden_tokens(void **state)
     two_sequences(4);
 }
 
+static void ranks_that_share_the_head_give_the_golden_tokens(void **state)
+{
+    (void)state;
+    it.cut = true;
+    two_sequences(3); /* 1, 1 and 2 blocks of 1,024 ids */
+}
+
 static void a_step_of_another_epoch_is_dropped(void **state)
 {
     (void)state;
@@ -337,6 +344,7 @@ int main(int argc, char **argv)
         CASE(one_rank_without_mpirun_gives_the_golden_tokens),
         CASE(two_ranks_give_the_golden_tokens),
         CASE(four_ranks_give_the_golden_tokens),
+        CASE(ranks_that_share_the_head_give_the_golden_tokens),
         CASE(a_step_of_another_epoch_is_dropped),
         CASE(a_shutdown_with_steps_under_way_ends_all_ranks_with_0),
         CASE(every_rank_says_each_second_that_it_is_there),

@@ -43,6 +43,7 @@ static struct {
         size_t size;
     } peers[RANKS_MAX];
     uint64_t world, steps, digest, deadline_ms;
+    bool cut; /* the head, over all ranks */
     uint32_t hellos, joins, readies;
     double beat;
 } it;
@@ -121,6 +122,7 @@ static inline int set_up(void **state)
     char err[256];
     memset(&it, 0, sizeof it);
     it.deadline_ms = 20000;
+    it.cut = false;
     snprintf(it.endpoint, sizeof it.endpoint, "ipc:///tmp/gptoss-test-%d-%d", (int)getpid(),
              number);
     snprintf(it.log, sizeof it.log, "/tmp/gptoss-test-%d-%d.log", (int)getpid(), number++);
@@ -246,6 +248,15 @@ static inline void plan(uint32_t rank)
     p.layer_first = first;
     p.layer_count = LAYERS * (rank + 1) / it.ranks - first;
     p.head_count = rank + 1 == it.ranks ? VOCABULARY : 0;
+    uint32_t counts[RANKS_MAX];
+    for (uint32_t r = 0, unit = VOCABULARY / 1024; it.cut && r < it.ranks; r++) {
+        counts[r] = (unit * (r + 1) / it.ranks - unit * r / it.ranks) * 1024;
+        p.head_first += r < rank ? counts[r] : 0;
+        p.head_count = r == rank ? counts[r] : p.head_count;
+        p.head_counts = counts;
+        p.n_head_counts = it.ranks;
+        p.head_jobs = 2;
+    }
     p.kv_block_tokens = BLOCK_TOKENS;
     p.kv_full_blocks = p.kv_window_blocks = SLOTS * CONTEXT / BLOCK_TOKENS;
     p.sequences = SLOTS;

@@ -30,7 +30,7 @@ static void note(uint64_t n)
                           .started_us = 1000 * n + 10,
                           .finished_us = 1000 * n + 500,
                           .sent_us = 1000 * n + 507,
-                          .busy_us = n * (n + 1) / 2,
+                          .busy_us = (uint32_t)n,
                       });
 }
 
@@ -64,6 +64,24 @@ static void each_step_is_told_once(void **state)
     assert_null(times_take(times, 6));
     note(4);
     check_message(times_take(times, 7), 4, 1);
+    assert_int_equal(times->message.n_head_busy, 0);
+}
+
+static void a_cut_head_is_told_where_there_is_one(void **state)
+{
+    (void)state;
+    note(1);
+    times_note(times, &(struct times_step){.step = 2,
+                                           .received_us = 2000,
+                                           .finished_us = 2500,
+                                           .head_us = 30,
+                                           .head_finished_us = 2600});
+    const Gptoss__StepTimes *m = times_take(times, 5);
+    assert_int_equal(m->n_head_busy, 2);
+    assert_int_equal(m->n_head_finished, 2);
+    assert_int_equal(m->head_busy[0], 0);
+    assert_int_equal(m->head_busy[1], 30);
+    assert_int_equal(m->head_finished[1], 100);
 }
 
 static void a_message_is_due_after_50_ms_or_when_there_is_much_to_tell(void **state)
@@ -139,7 +157,9 @@ static void recording_a_step_takes_less_than_a_microsecond(void **state)
                 clock_gettime(CLOCK_MONOTONIC, &t);
                 *at[i] = (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
             }
-            s.busy_us = s.finished_us;
+            s.busy_us = 100;
+            s.head_us = 20;
+            s.head_finished_us = s.finished_us + 30;
             times_note(times, &s);
             if (!times_due(times, s.sent_us))
                 continue;
@@ -168,6 +188,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         CASE(each_step_is_told_once),
+        CASE(a_cut_head_is_told_where_there_is_one),
         CASE(a_message_is_due_after_50_ms_or_when_there_is_much_to_tell),
         CASE(what_nobody_asks_for_is_forgotten_oldest_first),
         CASE(a_gap_begins_a_new_message),

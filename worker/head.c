@@ -80,6 +80,14 @@ static void finish(struct worker_stage *stage, struct head_job *job)
     stage_lane(stage, job->step)->head_left -= job->count;
 }
 
+/* The device has done some of the job. */
+static void note_work(struct worker_stage *stage, const struct head_job *job)
+{
+    struct times_step *times = &stage_lane(stage, job->step)->times;
+    times->head_us += stage_worked(stage);
+    times->head_finished_us = clock_us();
+}
+
 /* Whether the device is done with what was queued for the job. */
 static int device_done(struct worker_stage *stage, const struct head_job *job, char *err,
                        size_t err_size)
@@ -141,6 +149,7 @@ static int advance_part(struct worker_stage *stage, struct head_job *job, bool *
             return -1;
         if (done) {
             *moved = true;
+            note_work(stage, job);
             job->state = HEAD_SENDING;
             if (transport_send(*head->reply_to, job->replies,
                                kernels_stage_head_reply(stage->kernels, slot_of(stage, job), 0),
@@ -220,6 +229,7 @@ static int advance_whole(struct worker_stage *stage, struct head_job *job, bool 
             return -1;
         if (done) {
             *moved = true;
+            note_work(stage, job);
             job->state = HEAD_MERGING;
             job->since_us = clock_us();
             if (kernels_stage_merge(stage->kernels, slot_of(stage, job), err, err_size))
@@ -231,6 +241,7 @@ static int advance_whole(struct worker_stage *stage, struct head_job *job, bool 
             return -1;
         if (done) {
             *moved = true;
+            note_work(stage, job);
             finish(stage, job);
         }
     }

@@ -229,11 +229,18 @@ static int deliver(struct worker_stage *stage, struct lane *lane, char *err, siz
     return report(stage, lane, err, err_size);
 }
 
+uint32_t stage_worked(struct worker_stage *stage)
+{
+    uint64_t before = stage->worked_us;
+    stage->worked_us = (uint64_t)(kernels_stage_busy_seconds(stage->kernels) * 1e6);
+    return (uint32_t)(stage->worked_us - before);
+}
+
 /* The device is done with it: pass it on. */
 static int pass_on(struct worker_stage *stage, struct lane *lane, char *err, size_t err_size)
 {
     stage->done_us = lane->times.finished_us = clock_us();
-    lane->times.busy_us = (uint64_t)(kernels_stage_busy_seconds(stage->kernels) * 1e6);
+    lane->times.busy_us = stage_worked(stage);
     lane->state = stage_is_last(stage) ? LANE_HEAD : LANE_SENDING;
     if (stage_is_last(stage))
         return 0;

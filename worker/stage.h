@@ -63,6 +63,7 @@ struct worker_stage {
     uint64_t oldest;                  /* first step that still has one; accepted + 1: none has */
     uint64_t done_us;                 /* when the device last was done with a step */
     struct times times;               /* of the steps that have left */
+    uint64_t worked_us;               /* stage_worked */
 
     /* stage 0 */
     uint64_t *sampled_by; /* [slots] the last step that samples for a slot; 0: none */
@@ -93,6 +94,9 @@ static inline struct lane *stage_lane(struct worker_stage *stage, uint64_t step)
 {
     return &stage->lanes[(step - 1) % stage->n_lanes];
 }
+
+/* stage.c: what the device has worked, in µs, since this was asked before. */
+uint32_t stage_worked(struct worker_stage *stage);
 
 /* stage_open.c: *edge must be NULL. */
 int stage_open_edge(struct worker_stage *stage, struct transport_edge **edge,

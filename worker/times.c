@@ -3,7 +3,6 @@
 void times_note(struct times *times, const struct times_step *step)
 {
     if (times->count == TIMES_KEPT) {
-        times->told_busy_us = times->kept[times->first % TIMES_KEPT].busy_us;
         times->first++;
         times->count--;
     }
@@ -28,7 +27,8 @@ const Gptoss__StepTimes *times_take(struct times *times, uint64_t now_us)
         return NULL;
     Gptoss__StepTimes *m = &times->message;
     const struct times_step *s = &times->kept[times->first % TIMES_KEPT];
-    uint64_t before = s->received_us, busy = times->told_busy_us;
+    uint64_t before = s->received_us;
+    bool head = false;
     gptoss__step_times__init(m);
     m->first_step = s->step;
     m->origin_us = before;
@@ -38,6 +38,8 @@ const Gptoss__StepTimes *times_take(struct times *times, uint64_t now_us)
     m->finished = times->finished;
     m->sent = times->sent;
     m->busy = times->busy;
+    m->head_finished = times->head_finished;
+    m->head_busy = times->head_busy;
     size_t n = 0;
     /* A message tells of steps without a gap. */
     for (; times->count && s->step == m->first_step + n; n++) {
@@ -45,15 +47,17 @@ const Gptoss__StepTimes *times_take(struct times *times, uint64_t now_us)
         times->started[n] = since(s->received_us, s->started_us);
         times->finished[n] = since(s->started_us, s->finished_us);
         times->sent[n] = since(s->finished_us, s->sent_us);
-        times->busy[n] = since(busy, s->busy_us);
+        times->busy[n] = s->busy_us;
+        times->head_finished[n] = since(s->finished_us, s->head_finished_us);
+        times->head_busy[n] = s->head_us;
+        head |= s->head_us > 0;
         before = s->received_us;
-        busy = s->busy_us;
         times->first++;
         times->count--;
         s = &times->kept[times->first % TIMES_KEPT];
     }
     m->n_received = m->n_started = m->n_finished = m->n_sent = m->n_busy = n;
-    times->told_busy_us = busy;
+    m->n_head_finished = m->n_head_busy = head ? n : 0;
     times->told_us = now_us;
     return m;
 }

@@ -20,7 +20,8 @@
 struct times_step {
     uint64_t step;
     uint64_t received_us, started_us, finished_us, sent_us; /* clock_us */
-    uint64_t busy_us;                                       /* of the device, since it was made */
+    uint64_t head_finished_us; /* its part of a cut head (head.h); 0: none */
+    uint32_t busy_us, head_us; /* the device worked on the layers, on the part of the head */
 };
 
 /* Zero-initialise. Steps are noted in order. */
@@ -28,10 +29,9 @@ struct times {
     struct times_step kept[TIMES_KEPT];
     uint64_t first, count; /* kept[first % TIMES_KEPT] is the oldest that was not told */
     uint64_t told_us;      /* when the last message was made */
-    uint64_t told_busy_us; /* of the last step before kept[first] */
     Gptoss__StepTimes message;
     uint32_t received[TIMES_KEPT], started[TIMES_KEPT], finished[TIMES_KEPT], sent[TIMES_KEPT],
-        busy[TIMES_KEPT];
+        busy[TIMES_KEPT], head_finished[TIMES_KEPT], head_busy[TIMES_KEPT];
 };
 
 void times_note(struct times *times, const struct times_step *step);

@@ -168,7 +168,7 @@ static const struct kernels_sample *sample(const struct kernels_stage *stage, ui
 
 static const float *logits(const struct kernels_stage *stage, uint32_t lane, uint32_t i)
 {
-    return lane_of(stage, lane)->host_logits + (uint64_t)i * stage->options.head_count;
+    return lane_of(stage, lane)->host_logits + (uint64_t)i * stage->model->vocabulary;
 }
 
 extern "C" {
@@ -189,10 +189,19 @@ const struct kernels_backend kernels_backend_cuda = {
     .sampled = sampled,
     .stream = stream,
     .sample = sample,
+    .head_rows = cuda_head_rows,
+    .picked = cuda_picked,
+    .head_input = cuda_head_input,
+    .head_reply = cuda_head_reply,
+    .head = cuda_head,
+    .merge = cuda_merge,
+    .head_test = cuda_head_test,
     .logits = logits,
     .op_rmsnorm = cuda_op_rmsnorm,
     .op_linear = cuda_op_linear,
     .op_attention = cuda_op_attention,
     .op_moe = cuda_op_moe,
+    .op_sample = cuda_op_sample,
+    .limits = cuda_limits,
 };
 }

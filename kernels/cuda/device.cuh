@@ -77,6 +77,7 @@ struct alignas(16) cuda_step {
     uint32_t rows, tokens, picks, full, window, tiles;
     uint64_t serial;
     float *input, *output; /* of the lane */
+    float *picked;         /* host memory: the rows that are sampled, of a cut head; or NULL */
     int32_t *sampled;
     struct kernels_sample *samples; /* host memory */
     struct cuda_report *report;     /* host memory */
@@ -124,13 +125,27 @@ struct cuda_kv {
 struct cuda_lane {
     float *input, *output;          /* device */
     int32_t *sampled;               /* device */
+    float *picked;                  /* pinned [step_samples, hidden], of a cut head */
     float *logits;                  /* device [step_samples, head_count], with keep_logits */
     struct kernels_sample *samples; /* pinned */
-    float *host_logits;             /* pinned, with keep_logits */
+    float *host_logits;             /* pinned [step_samples, vocabulary], with keep_logits */
     struct cuda_report *report;     /* pinned */
     struct cuda_step *step;         /* pinned, step_bytes */
     uint32_t *ring_slots;           /* pinned [step_samples] */
     uint64_t serial;                /* of what was queued last for it */
+};
+
+/* A job of a cut head. */
+struct cuda_job {
+    struct cuda_lane *lane;
+    uint32_t first, n; /* samples of the lane's step */
+    uint32_t n_whole;
+    bool whole[CUDA_HEAD_ROWS];
+    const float *x;                             /* pinned: the lane's picked rows, or */
+    float *input;                               /* pinned [CUDA_HEAD_ROWS, hidden] */
+    struct cuda_step *step;                     /* pinned */
+    unsigned char *replies[KERNELS_SLICES_MAX]; /* pinned; not the last stage: [0], its own */
+    uint64_t serial;                            /* of what was queued last for it */
 };
 
 struct cuda_graph {
@@ -182,12 +197,24 @@ struct cuda_stage {
     float *choice_weight; /* [step_tokens, active] */
     uint32_t *attention_tickets, *router_tickets, *finish_ticket; /* zeros between kernels */
     __half *head_h;                                               /* [CUDA_HEAD_ROWS, hidden] */
-    float *logits; /* [CUDA_HEAD_ROWS, head_count], without keep_logits */
-    void *sample_scratch;
+    float *logits; /* [CUDA_HEAD_ROWS, head_count]; a whole head: without keep_logits */
+    struct kernels_slice_block *sample_blocks; /* [CUDA_HEAD_ROWS, blocks], of a whole head */
     void *matmul_scratch;
     struct cuda_clock *clock;
     struct cuda_progress *progress; /* pinned */
     uint64_t given_capacity;        /* table entries of one pool in one step */
+
+    /* Of a cut head; device memory is of the job under way. */
+    cudaStream_t head_stream;
+    struct cuda_job *jobs;                                 /* [head_jobs] */
+    struct cuda_step *job_step;                            /* device */
+    float *job_x;                                          /* [CUDA_HEAD_ROWS, hidden] */
+    struct kernels_slice_block *job_blocks, *merge_blocks; /* [CUDA_HEAD_ROWS, blocks] */
+    struct kernels_slice_top *job_tops, *merge_tops;       /* [CUDA_HEAD_ROWS, 1 or parts] */
+    float *merge_logits; /* [CUDA_HEAD_ROWS, vocabulary]: rows with filters, one behind another */
+    struct cuda_clock *head_clock;
+    struct cuda_progress *head_progress; /* pinned */
+    uint64_t head_serial;
 
     struct cuda_graph *graphs;
     uint32_t n_graphs;
@@ -201,7 +228,7 @@ struct cuda_stage {
     pthread_mutex_t mutex;
     pthread_cond_t wake;
     bool watching, quit;
-    volatile uint64_t queued; /* what the watcher knows of */
+    volatile uint64_t queued; /* what the watcher knows of, in both streams */
 };
 
 /* ── launchers ─────────────────────────────────────────────────────────────────────────────── */
@@ -277,15 +304,22 @@ struct cuda_router {
 const char *cuda_router_refuses(uint32_t hidden, uint32_t experts, uint32_t active); /* or NULL */
 int cuda_router_run(const struct cuda_router *r, uint32_t n, cudaStream_t stream);
 
-/* sample.cu: samples picks first…first+n−1, whose logits are [n, vocabulary]. */
+/* sample.cu: samples picks first…first+n−1, whose logits are [n, count]. */
 struct cuda_sampling {
     const struct cuda_step *step;
     const float *logits;
-    uint32_t vocabulary, limit;
-    void *scratch;
+    uint32_t first_id, count; /* whose logits are there */
+    uint32_t ids;             /* of the vocabulary: those that may be sampled */
+    struct kernels_slice_block
+        *blocks; /* scratch [n, ⌈count / CUDA_IDS_BLOCK⌉], or a slice's result */
+    struct kernels_slice_top *tops; /* a slice's result [n], or those to merge [n, n_tops] */
+    uint32_t n_tops;
 };
-size_t cuda_sample_scratch_bytes(uint32_t vocabulary);
 int cuda_sample_run(const struct cuda_sampling *s, uint32_t first, uint32_t n, cudaStream_t stream);
+/* Of picks 0…n−1 blocks and lists; and samples from those of all slices, where logits are [rows with
+ * filters, count]: token i's `slot` says which row. */
+int cuda_sample_slice(const struct cuda_sampling *s, uint32_t n, cudaStream_t stream);
+int cuda_sample_merge(const struct cuda_sampling *s, uint32_t n, cudaStream_t stream);
 
 /* convert.cu: the type in which the device holds the matrices of a file's type, those of two types in
  * one matrix; and the way there: `values` of whole blocks, to memory that is aligned for floats. */
@@ -301,6 +335,18 @@ int cuda_load(struct cuda_stage *stage, char *err, size_t err_size);
 /* step.cu */
 uint64_t cuda_step_bytes(const struct cuda_stage *stage); /* of the largest description */
 int cuda_step_capture(struct cuda_stage *stage, char *err, size_t err_size);
+void cuda_stage_queued(struct cuda_stage *stage); /* tells the watcher */
+
+/* head.cu */
+uint64_t cuda_job_bytes(void); /* of the largest description */
+uint32_t cuda_head_rows(const struct kernels_stage *stage);
+const float *cuda_picked(const struct kernels_stage *stage, uint32_t lane);
+float *cuda_head_input(struct kernels_stage *stage, uint32_t slot);
+void *cuda_head_reply(struct kernels_stage *stage, uint32_t slot, uint32_t part);
+void cuda_head(struct kernels_stage *stage, uint32_t slot, uint32_t lane,
+               const struct kernels_pick *picks, uint32_t first, uint32_t count);
+void cuda_merge(struct kernels_stage *stage, uint32_t slot);
+int cuda_head_test(struct kernels_stage *stage, uint32_t slot, char *err, size_t err_size);
 
 /* stage.cu, step.cu, ops.cu: entries of struct kernels_backend */
 int cuda_footprint(const struct kernels *k, const struct gguf_model *model,
@@ -318,6 +364,8 @@ int cuda_op_rmsnorm(struct kernels *k, const struct kernels_op_rmsnorm *op, doub
 int cuda_op_linear(struct kernels *k, const struct kernels_op_linear *op, double *seconds);
 int cuda_op_attention(struct kernels *k, const struct kernels_op_attention *op, double *seconds);
 int cuda_op_moe(struct kernels *k, const struct kernels_op_moe *op, double *seconds);
+int cuda_op_sample(struct kernels *k, const struct kernels_op_sample *op, double *seconds);
+int cuda_limits(struct kernels *k, struct kernels_limits *limits);
 
 /* backend.cu: the devices of this process let a kernel start before the one in front has ended
  * (compute capability 9.0). */

@@ -5,19 +5,12 @@
  *            new entries of the block tables                          shared by all threads
  *   rmsnorm  h = half(weight · x / √(mean(x²) + eps))                 a block of 256 threads a row
  *   combine  x += Σ weight_j · y_j of the experts, and the norm behind it    likewise
- *   finish   output = x; the host learns that the step is done
+ *   finish   output = x, or of a cut head the rows that are sampled; the host learns that the step is done
  *
  * All of it moves few bytes (23 KB a token and norm): what counts is that there are few launches.
  */
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/norm.cuh"
-
-static __device__ uint64_t now_ns(void)
-{
-    uint64_t ns;
-    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(ns));
-    return ns;
-}
 
 /* Element i of a row of the embedding: the definition of gguf/blocks.c, of the types that are held. */
 static __device__ float row_value(enum gguf_type type, const unsigned char *row, uint32_t i)
@@ -50,7 +43,7 @@ static __global__ void begin_kernel(struct cuda_begin b)
     const struct cuda_step *step = b.step;
     uint32_t threads = gridDim.x * blockDim.x, at = blockIdx.x * blockDim.x + threadIdx.x;
     if (at == 0)
-        b.clock->begun = now_ns();
+        b.clock->begun = ptx_now_ns();
     const struct cuda_entry *full = cuda_part<const struct cuda_entry>(step, step->full);
     const struct cuda_entry *window = cuda_part<const struct cuda_entry>(step, step->window);
     for (uint32_t i = at; i < step->n_full; i += threads)
@@ -97,6 +90,13 @@ static __global__ void finish_kernel(const struct cuda_step *step, const float *
     uint64_t n = step->output ? (uint64_t)step->n_tokens * hidden : 0;
     for (uint64_t i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x)
         step->output[i] = x[i];
+    if (step->picked) {
+        const struct cuda_pick *picks = cuda_part<const struct cuda_pick>(step, step->picks);
+        for (uint32_t i = blockIdx.x; i < step->n_samples; i += gridDim.x)
+            for (uint32_t c = threadIdx.x; c < hidden; c += blockDim.x)
+                step->picked[(uint64_t)i * hidden + c] = x[(uint64_t)picks[i].token * hidden + c];
+        __threadfence_system();
+    }
     __threadfence();
     __syncthreads();
     if (threadIdx.x)
@@ -106,7 +106,7 @@ static __global__ void finish_kernel(const struct cuda_step *step, const float *
             return;
         *ticket = 0;
     }
-    clock->busy_ns += now_ns() - clock->begun;
+    clock->busy_ns += ptx_now_ns() - clock->begun;
     progress->busy_ns = clock->busy_ns;
     __threadfence_system();
     progress->serial = step->serial;

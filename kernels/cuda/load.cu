@@ -105,7 +105,7 @@ int cuda_load_layout(struct cuda_stage *stage, char *err, size_t err_size)
         stage->embedding =
             take(&p, m->vocabulary * gguf_row_bytes(stage->embedding_type, m->hidden));
     }
-    if (stage->base.samples) {
+    if (o->head_count) {
         stage->output_norm = take_floats(&p, m->hidden);
         stage->head = take_matrix(&p, cuda_held_type(m->output->type), o->head_count, m->hidden, 1);
     }
@@ -317,7 +317,7 @@ static void list_pieces(struct loading *l)
     }
     if (stage->base.embeds)
         add_rows(l, m->embedding, stage->embedding_type, stage->embedding);
-    if (stage->base.samples) {
+    if (o->head_count) {
         add_tensor(l, m->output_norm, stage->output_norm);
         add_matrix(l, m->output, o->head_first, o->head_count, &stage->head, 0, 1);
     }

@@ -76,23 +76,51 @@ static void bring(struct bench *b, void *to, const void *from, uint64_t bytes)
         check(b, cudaStreamSynchronize(b->stream));
 }
 
-/* Runs `queue` repeat times. The first run of a repeated operation is not timed: it loads the code. */
+/* Repetitions 0 … repeat − 1 as a graph, as steps run: kernels of microseconds would otherwise wait for
+ * their launches. */
+template <class Queue> static cudaGraphExec_t capture(struct bench *b, uint32_t repeat, Queue queue)
+{
+    cudaGraph_t graph = NULL;
+    cudaGraphExec_t exec = NULL;
+    check(b, cudaStreamBeginCapture(b->stream, cudaStreamCaptureModeThreadLocal));
+    for (uint32_t i = 0; !b->bad && i < repeat; i++)
+        if (queue(i))
+            b->bad = true;
+    if (cudaStreamEndCapture(b->stream, &graph) != cudaSuccess)
+        b->bad = true;
+    if (!b->bad)
+        check(b, cudaGraphInstantiate(&exec, graph, 0));
+    if (graph)
+        cudaGraphDestroy(graph);
+    return exec;
+}
+
+/* Runs queue(i) for i < repeat. Of a repeated operation all is run once before it is timed. */
 template <class Queue>
 static void run(struct bench *b, uint32_t repeat, double *seconds, Queue queue)
 {
     float ms = 0;
-    if (!b->bad && repeat > 1 && queue())
+    cudaGraphExec_t exec = NULL;
+    /* The first run loads the code, which a capture may not. */
+    if (!b->bad && repeat > 1 && queue(0u))
         b->bad = true;
+    if (!b->bad && repeat > 1)
+        exec = capture(b, repeat, queue);
+    if (exec)
+        check(b, cudaGraphLaunch(exec, b->stream));
     if (!b->bad)
         check(b, cudaEventRecord(b->begin, b->stream));
-    for (uint32_t i = 0; !b->bad && i < repeat; i++)
-        if (queue())
-            b->bad = true;
-    if (b->bad)
-        return;
-    check(b, cudaEventRecord(b->end, b->stream));
-    check(b, cudaEventSynchronize(b->end));
-    check(b, cudaEventElapsedTime(&ms, b->begin, b->end));
+    if (!b->bad && exec)
+        check(b, cudaGraphLaunch(exec, b->stream));
+    else if (!b->bad && queue(0u))
+        b->bad = true;
+    if (!b->bad) {
+        check(b, cudaEventRecord(b->end, b->stream));
+        check(b, cudaEventSynchronize(b->end));
+        check(b, cudaEventElapsedTime(&ms, b->begin, b->end));
+    }
+    if (exec)
+        cudaGraphExecDestroy(exec);
     if (seconds)
         *seconds = (double)ms * 1e-3 / repeat;
 }
@@ -115,8 +143,9 @@ int cuda_op_rmsnorm(struct kernels *k, const struct kernels_op_rmsnorm *op, doub
     b.bad = b.bad || !host;
     const float *x = give<float>(&b, n, op->x), *weight = give<float>(&b, op->columns, op->weight);
     __half *out = give<__half>(&b, n, NULL);
-    run(&b, op->repeat ? op->repeat : 1, seconds,
-        [&] { return cuda_rmsnorm(x, weight, op->n, op->columns, op->eps, out, true, b.stream); });
+    run(&b, op->repeat ? op->repeat : 1, seconds, [&](uint32_t) {
+        return cuda_rmsnorm(x, weight, op->n, op->columns, op->eps, out, true, b.stream);
+    });
     bring(&b, host, out, n * sizeof *host);
     for (uint64_t i = 0; !b.bad && i < n; i++)
         op->out[i] = gguf_half_to_float(*(const uint16_t *)&host[i]);
@@ -160,8 +189,15 @@ int cuda_op_linear(struct kernels *k, const struct kernels_op_linear *op, double
     if (op->columns % 8)
         return -1;
     open_bench(&b, k);
-    m = give_matrix(&b, op->type, op->rows, op->columns, 1);
+    uint32_t copies = op->copies ? op->copies : 1;
+    enum gguf_type held = cuda_held_type(op->type);
+    uint64_t copy_bytes = (cuda_matrix_bytes(held, op->rows, op->columns, 1) + 255) / 256 * 256;
+    m = (struct cuda_matrix){give<unsigned char>(&b, copies * copy_bytes, NULL), op->rows,
+                             op->columns, 1, held};
     repack(&b, &m, op->type, op->weight, op->rows, 0, 1);
+    for (uint32_t i = 1; !b.bad && i < copies; i++)
+        check(&b, cudaMemcpyAsync(m.data + i * copy_bytes, m.data, copy_bytes,
+                                  cudaMemcpyDeviceToDevice, b.stream));
     none.gate_up = none.down = &m;
     none.hidden = none.ffn = op->columns;
     none.experts = none.active = 1;
@@ -170,8 +206,11 @@ int cuda_op_linear(struct kernels *k, const struct kernels_op_linear *op, double
     float *y = give<float>(&b, n_y, op->add ? op->y : NULL);
     void *scratch =
         give<unsigned char>(&b, cuda_matmul_scratch_bytes(&none, op->n > 64 ? op->n : 64), NULL);
-    run(&b, op->repeat && !op->add ? op->repeat : 1, seconds,
-        [&] { return cuda_linear(&m, bias, x, y, op->n, op->add, scratch, b.stream); });
+    run(&b, op->repeat && !op->add ? op->repeat : 1, seconds, [&](uint32_t i) {
+        struct cuda_matrix copy = m;
+        copy.data += i % copies * copy_bytes;
+        return cuda_linear(&copy, bias, x, y, op->n, op->add, scratch, b.stream);
+    });
     bring(&b, op->y, y, n_y * sizeof *y);
     return close_bench(&b);
 }
@@ -268,7 +307,7 @@ int cuda_op_attention(struct kernels *k, const struct kernels_op_attention *op, 
         a.tickets = give<uint32_t>(&b, op->heads, NULL);
         if (!b.bad && cuda_attention_store(&a, all, b.stream))
             b.bad = true;
-        run(&b, op->repeat ? op->repeat : 1, seconds, [&] {
+        run(&b, op->repeat ? op->repeat : 1, seconds, [&](uint32_t) {
             return cuda_attention_run(&a, step->n_single, cuda_attention_groups(all), step->n_tiles,
                                       b.stream);
         });
@@ -312,7 +351,8 @@ int cuda_op_moe(struct kernels *k, const struct kernels_op_moe *op, double *seco
         repack(&b, &gate_up, op->type, op->gate, op->expert_ffn, 0, 2);
         repack(&b, &gate_up, op->type, op->up, op->expert_ffn, 1, 2);
         repack(&b, &down, op->type, op->down, op->hidden, 0, 1);
-        r.x = give<float>(&b, n_x, op->h);
+        uint32_t inputs = op->inputs ? op->inputs : 1;
+        const float *h = give<float>(&b, n_x * inputs, op->h);
         r.weight = give<float>(&b, n_router, router);
         r.bias = give<float>(&b, op->experts, op->router_bias);
         r.hidden = op->hidden;
@@ -335,9 +375,13 @@ int cuda_op_moe(struct kernels *k, const struct kernels_op_moe *op, double *seco
         moe.limit = op->limit;
         float *x = give<float>(&b, n_x, op->x);
         void *scratch = give<unsigned char>(&b, cuda_matmul_scratch_bytes(&moe, op->n), NULL);
-        run(&b, op->repeat ? op->repeat : 1, seconds, [&] {
-            return cuda_router_run(&r, op->n, b.stream) ||
-                   cuda_moe_run(&moe, r.h, r.choice, r.choice_weight, x, op->n, scratch, b.stream);
+        run(&b, op->repeat ? op->repeat : 1, seconds, [&](uint32_t i) {
+            r.x = h + i % inputs * n_x;
+            if (cuda_router_run(&r, op->n, b.stream))
+                return -1;
+            return op->route_only ? 0
+                                  : cuda_moe_run(&moe, r.h, r.choice, r.choice_weight, x, op->n,
+                                                 scratch, b.stream);
         });
         bring(&b, op->x, x, n_x * sizeof *x);
         if (op->chosen)
@@ -347,5 +391,53 @@ int cuda_op_moe(struct kernels *k, const struct kernels_op_moe *op, double *seco
     }
     free(router);
     free(bias);
+    return close_bench(&b);
+}
+
+int cuda_op_sample(struct kernels *k, const struct kernels_op_sample *op, double *seconds)
+{
+    struct bench b;
+    uint32_t n = op->n;
+    uint64_t bytes =
+        sizeof(struct cuda_step) +
+        n * (sizeof(struct cuda_row) + sizeof(struct cuda_token) + sizeof(struct cuda_pick));
+    struct cuda_step *step = (struct cuda_step *)calloc(1, bytes);
+    open_bench(&b, k);
+    b.bad = b.bad || !step;
+    if (!b.bad) {
+        step->n_rows = step->n_tokens = step->n_samples = n;
+        step->rows = sizeof *step;
+        step->tokens = step->rows + n * (uint32_t)sizeof(struct cuda_row);
+        step->picks = step->tokens + n * (uint32_t)sizeof(struct cuda_token);
+        step->bytes = (uint32_t)bytes;
+        for (uint32_t i = 0; i < n; i++) {
+            struct cuda_row *row = &cuda_part<struct cuda_row>(step, step->rows)[i];
+            row->seed = i;
+            row->top_k = op->top_k;
+            row->temperature = op->temperature;
+            row->top_p = op->top_p;
+            row->min_p = op->min_p;
+            cuda_part<struct cuda_pick>(step, step->picks)[i] = (struct cuda_pick){i, i};
+        }
+        step->samples = give<struct kernels_sample>(&b, n, NULL);
+        step->sampled = give<int32_t>(&b, n, NULL);
+        struct cuda_sampling s = {};
+        const float *logits = give<float>(&b, (uint64_t)n * op->vocabulary, op->logits);
+        s.step = (struct cuda_step *)give<unsigned char>(&b, bytes, step);
+        s.vocabulary = op->vocabulary;
+        s.scratch = give<unsigned char>(&b, cuda_sample_scratch_bytes(op->vocabulary), NULL);
+        run(&b, op->repeat ? op->repeat : 1, seconds, [&](uint32_t) {
+            for (uint32_t first = 0; first < n; first += CUDA_HEAD_ROWS) {
+                uint32_t left = n - first;
+                s.logits = logits + (uint64_t)first * op->vocabulary;
+                if (cuda_sample_run(&s, first, left < CUDA_HEAD_ROWS ? left : CUDA_HEAD_ROWS,
+                                    b.stream))
+                    return -1;
+            }
+            return 0;
+        });
+        bring(&b, op->tokens, step->sampled, n * sizeof *op->tokens);
+    }
+    free(step);
     return close_bench(&b);
 }

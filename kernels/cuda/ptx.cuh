@@ -6,6 +6,14 @@
 
 #include <stdint.h>
 
+/* The device's timer. */
+static __device__ __forceinline__ uint64_t ptx_now_ns(void)
+{
+    uint64_t ns;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(ns));
+    return ns;
+}
+
 /* 1 in device code for Hopper and later: bulk copies, their barriers, dependent launches. */
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 #define PTX_HOPPER 1

@@ -8,6 +8,9 @@
  *           their cut, found by a radix select over (key, id) pairs whose weights are counts (top_k)
  *           or masses as integers (top_p), so that no order of additions matters; nothing is sorted.
  *
+ * Of a head that is cut, a slice is the blocks of its ids and, by `tops`, the best K among them; from
+ * the slices of all parts `rows` then makes what it makes of a whole vocabulary, with the same bits.
+ *
  * Of two ids with equal values the lower one wins everywhere. Noise is compared in double, where
  * floats or the noise's leading bits do not already say that the id cannot win.
  */
@@ -18,17 +21,7 @@
 #define BUCKETS       2048
 #define MASS_ONE      0x1p40f /* a mass of 1 as an integer; 2²⁰ ids of it fit */
 
-struct block_result {
-    float most, sum;
-    uint32_t id, draw_id; /* UINT32_MAX: none */
-    double draw;
-};
-
-size_t cuda_sample_scratch_bytes(uint32_t vocabulary)
-{
-    size_t blocks = (vocabulary + CUDA_IDS_BLOCK - 1) / CUDA_IDS_BLOCK;
-    return CUDA_HEAD_ROWS * blocks * sizeof(struct block_result);
-}
+static_assert(CUDA_IDS_BLOCK == KERNELS_SLICE_BLOCK, "the partial results are those of slices");
 
 /* ── noise ─────────────────────────────────────────────────────────────────────────────────── */
 
@@ -147,18 +140,18 @@ static __global__ __launch_bounds__(BLOCK_THREADS) void blocks_kernel(struct cud
         return;
     const struct cuda_pick pick = cuda_part<const struct cuda_pick>(step, step->picks)[at];
     const struct cuda_row &row = cuda_part<const struct cuda_row>(step, step->rows)[pick.row];
-    uint32_t n = s.limit && s.limit < s.vocabulary ? s.limit : s.vocabulary;
-    const float *logits = s.logits + (uint64_t)blockIdx.y * s.vocabulary;
-    uint32_t id = blockIdx.x * CUDA_IDS_BLOCK + 4 * threadIdx.x;
+    uint32_t n = min(s.ids, s.first_id + s.count);
+    uint32_t at_id = blockIdx.x * CUDA_IDS_BLOCK + 4 * threadIdx.x, id = s.first_id + at_id;
+    const float *logits = s.logits + (uint64_t)blockIdx.y * s.count + at_id;
 
     float x[4], most = -INFINITY;
     uint32_t best = UINT32_MAX;
-    if (s.vocabulary % 4 == 0 && id + 4 <= n) {
-        float4 four = *(const float4 *)(logits + id);
+    if (s.count % 4 == 0 && id + 4 <= n) {
+        float4 four = *(const float4 *)logits;
         x[0] = four.x, x[1] = four.y, x[2] = four.z, x[3] = four.w;
     } else {
         for (uint32_t i = 0; i < 4; i++)
-            x[i] = id + i < n ? logits[id + i] : -INFINITY;
+            x[i] = id + i < n ? logits[i] : -INFINITY;
     }
     for (uint32_t i = 0; i < 4; i++)
         if (id + i < n && (x[i] > most || (x[i] == most && best == UINT32_MAX))) {
@@ -172,10 +165,11 @@ static __global__ __launch_bounds__(BLOCK_THREADS) void blocks_kernel(struct cud
             sum += expf(x[i] - most);
     sum = sum_of<float, BLOCK_THREADS>(sum);
 
+    __shared__ float draw_logit;
     double draw = -INFINITY;
     uint32_t draw_id = UINT32_MAX;
     float temperature = row.temperature;
-    if (temperature > 0 && best != UINT32_MAX && !has_cut(row, n) && !(row.min_p > 0)) {
+    if (temperature > 0 && best != UINT32_MAX && !has_cut(row, s.ids) && !(row.min_p > 0)) {
         const struct cuda_token *tokens = cuda_part<const struct cuda_token>(step, step->tokens);
         uint32_t position = tokens[pick.token].position, word[4], near = UINT32_MAX;
         float y[4], value[4], mark = -INFINITY;
@@ -198,10 +192,13 @@ static __global__ __launch_bounds__(BLOCK_THREADS) void blocks_kernel(struct cud
             }
         }
         best_of<double, BLOCK_THREADS>(draw, draw_id);
+        if (draw_id - id < 4)
+            draw_logit = x[draw_id - id];
+        __syncthreads();
     }
     if (threadIdx.x == 0)
-        ((struct block_result *)s.scratch)[(uint64_t)blockIdx.y * gridDim.x + blockIdx.x] =
-            (struct block_result){most, sum, best, draw_id, draw};
+        s.blocks[(uint64_t)blockIdx.y * gridDim.x + blockIdx.x] = (struct kernels_slice_block){
+            most, sum, best, draw_id, draw, draw_id == UINT32_MAX ? 0 : draw_logit, 0};
 }
 
 /* ── filters ───────────────────────────────────────────────────────────────────────────────── */
@@ -287,8 +284,9 @@ static __device__ uint64_t select(const struct row_state &s, uint64_t target, ui
 }
 
 /* The y that at least k ids reach, from the blocks' largest: key_end of a select by counts. */
-static __device__ uint32_t key_of_rank(const struct row_state &s, const struct block_result *blocks,
-                                       uint32_t n_blocks, uint32_t k)
+static __device__ uint32_t key_of_rank(const struct row_state &s,
+                                       const struct kernels_slice_block *blocks, uint32_t n_blocks,
+                                       uint32_t k)
 {
     __shared__ uint32_t key_end;
     if (threadIdx.x == 0)
@@ -308,7 +306,7 @@ static __device__ uint32_t key_of_rank(const struct row_state &s, const struct b
 }
 
 static __device__ void cut(struct row_state &s, const struct cuda_row &row,
-                           const struct block_result *blocks, uint32_t n_blocks)
+                           const struct kernels_slice_block *blocks, uint32_t n_blocks)
 {
     s.last = UINT64_MAX;
     if (row.top_k && row.top_k < s.n)
@@ -359,10 +357,12 @@ static __device__ uint32_t draw(const struct row_state &s, const struct cuda_row
 
 /* ── a row ─────────────────────────────────────────────────────────────────────────────────── */
 
-/* The best K, one after another: each round takes the best of what comes behind the one before. */
-static __device__ void report_top(const float *logits, uint32_t n,
-                                  const struct block_result *blocks, uint32_t n_blocks,
-                                  uint32_t wanted, struct kernels_sample *sample)
+/* The best K of logits[n] at ids first…, one after another: each round takes the best of what comes
+ * behind the one before. Returns how many there are. */
+template <class Entry>
+static __device__ uint32_t find_top(const float *logits, uint32_t first, uint32_t n,
+                                    const struct kernels_slice_block *blocks, uint32_t n_blocks,
+                                    uint32_t wanted, Entry *to)
 {
     float last = INFINITY;
     uint32_t last_id = 0, have = 0;
@@ -386,11 +386,11 @@ static __device__ void report_top(const float *logits, uint32_t n,
             uint32_t end = min(n, (b + 1) * CUDA_IDS_BLOCK);
             for (uint32_t i = b * CUDA_IDS_BLOCK + threadIdx.x % 32; i < end; i += 32) {
                 float x = logits[i];
-                if (!(x < last || (x == last && i > last_id)))
+                if (!(x < last || (x == last && first + i > last_id)))
                     continue;
-                if (x > value || id == UINT32_MAX || (x == value && i < id)) {
+                if (x > value || id == UINT32_MAX || (x == value && first + i < id)) {
                     value = x;
-                    id = i;
+                    id = first + i;
                 }
             }
         }
@@ -398,17 +398,58 @@ static __device__ void report_top(const float *logits, uint32_t n,
         if (id == UINT32_MAX)
             break;
         if (threadIdx.x == 0) {
-            sample->top[have].id = (int32_t)id;
-            sample->top[have].logit = value;
+            to[have].id = (int32_t)id;
+            to[have].logit = value;
         }
         last = value;
         last_id = id;
         any = true;
     }
-    if (threadIdx.x == 0)
-        sample->n_top = have;
+    return have;
 }
 
+static __global__ __launch_bounds__(ROW_THREADS) void tops_kernel(struct cuda_sampling s,
+                                                                  uint32_t n_blocks)
+{
+    ptx_launch_next();
+    ptx_wait_previous();
+    const struct cuda_step *step = s.step;
+    uint32_t at = blockIdx.x, end = min(s.ids, s.first_id + s.count);
+    const struct cuda_row &row = cuda_part<const struct cuda_row>(
+        step, step->rows)[cuda_part<const struct cuda_pick>(step, step->picks)[at].row];
+    uint32_t n = end <= s.first_id ? 0
+                                   : find_top(s.logits + (uint64_t)at * s.count, s.first_id,
+                                              end - s.first_id, s.blocks + (uint64_t)at * n_blocks,
+                                              n_blocks, row.top_logits, s.tops[at].of);
+    if (threadIdx.x == 0)
+        s.tops[at].n = n;
+}
+
+/* Lists of slices in the order of their ids into one; a single thread's work. */
+static __device__ uint32_t merge_tops(const struct kernels_slice_top *tops, uint32_t n_tops,
+                                      uint32_t wanted, struct kernels_sample *sample)
+{
+    unsigned char taken[KERNELS_SLICES_MAX];
+    uint32_t have = 0;
+    for (uint32_t p = 0; wanted && p < n_tops; p++)
+        taken[p] = 0;
+    for (; have < wanted; have++) {
+        uint32_t from = n_tops;
+        for (uint32_t p = 0; p < n_tops; p++)
+            if (taken[p] < tops[p].n &&
+                (from == n_tops || tops[p].of[taken[p]].logit > tops[from].of[taken[from]].logit))
+                from = p;
+        if (from == n_tops)
+            break;
+        sample->top[have].id = tops[from].of[taken[from]].id;
+        sample->top[have].logit = tops[from].of[taken[from]].logit;
+        taken[from]++;
+    }
+    return have;
+}
+
+/* MERGE: the blocks are those of slices, logits are there for rows with filters alone. */
+template <bool MERGE>
 static __global__ __launch_bounds__(ROW_THREADS) void rows_kernel(struct cuda_sampling s,
                                                                   uint32_t first, uint32_t n_blocks)
 {
@@ -420,10 +461,11 @@ static __global__ __launch_bounds__(ROW_THREADS) void rows_kernel(struct cuda_sa
         return;
     const struct cuda_pick pick = cuda_part<const struct cuda_pick>(step, step->picks)[at];
     const struct cuda_row &row = cuda_part<const struct cuda_row>(step, step->rows)[pick.row];
-    const struct block_result *blocks =
-        (const struct block_result *)s.scratch + (uint64_t)blockIdx.x * n_blocks;
-    uint32_t n = s.limit && s.limit < s.vocabulary ? s.limit : s.vocabulary;
-    const float *logits = s.logits + (uint64_t)blockIdx.x * s.vocabulary;
+    const struct cuda_token &token =
+        cuda_part<const struct cuda_token>(step, step->tokens)[pick.token];
+    const struct kernels_slice_block *blocks = s.blocks + (uint64_t)blockIdx.x * n_blocks;
+    uint32_t n = s.ids;
+    const float *logits = s.logits + (uint64_t)(MERGE ? token.slot : blockIdx.x) * s.count;
     struct kernels_sample *sample = step->samples + at;
 
     float most = -INFINITY;
@@ -431,7 +473,7 @@ static __global__ __launch_bounds__(ROW_THREADS) void rows_kernel(struct cuda_sa
     double drawn = -INFINITY;
     uint32_t drawn_id = UINT32_MAX;
     for (uint32_t b = threadIdx.x; b < n_blocks; b += ROW_THREADS) {
-        const struct block_result r = blocks[b];
+        const struct kernels_slice_block r = blocks[b];
         if (r.most > most || (r.most == most && r.id < best)) {
             most = r.most;
             best = r.id;
@@ -447,6 +489,7 @@ static __global__ __launch_bounds__(ROW_THREADS) void rows_kernel(struct cuda_sa
         if (blocks[b].id != UINT32_MAX)
             sum += (double)blocks[b].sum * exp((double)blocks[b].most - (double)most);
     sum = sum_of<double, ROW_THREADS>(sum);
+    float logit = best == UINT32_MAX ? NAN : most;
     if (best == UINT32_MAX) /* nothing but NaN */
         best = 0;
 
@@ -457,19 +500,25 @@ static __global__ __launch_bounds__(ROW_THREADS) void rows_kernel(struct cuda_sa
         if (!cuts && !(row.min_p > 0)) {
             best_of<double, ROW_THREADS>(drawn, drawn_id);
             id = drawn_id == UINT32_MAX ? best : drawn_id;
+            logit = drawn_id == UINT32_MAX ? logit : blocks[id / CUDA_IDS_BLOCK].draw_logit;
         } else {
             struct row_state state = {logits, n, row.temperature, y_most, UINT64_MAX};
             if (cuts)
                 cut(state, row, blocks, n_blocks);
-            id = draw(state, row,
-                      cuda_part<const struct cuda_token>(step, step->tokens)[pick.token].position,
-                      best);
+            id = draw(state, row, token.position, best);
+            logit = logits[id];
         }
     }
-    report_top(logits, n, blocks, n_blocks, row.top_logits, sample);
+    uint32_t n_top = 0;
+    if constexpr (!MERGE)
+        n_top = find_top(logits, 0, n, blocks, n_blocks, row.top_logits, sample->top);
     if (threadIdx.x == 0) {
+        if constexpr (MERGE)
+            n_top = merge_tops(s.tops + (uint64_t)blockIdx.x * s.n_tops, s.n_tops, row.top_logits,
+                               sample);
+        sample->n_top = n_top;
         sample->token = (int32_t)id;
-        sample->logit = logits[id];
+        sample->logit = logit;
         sample->log_sum_exp = (float)((double)most + log(sum));
         step->sampled[at] = (int32_t)id;
     }
@@ -477,8 +526,22 @@ static __global__ __launch_bounds__(ROW_THREADS) void rows_kernel(struct cuda_sa
 
 int cuda_sample_run(const struct cuda_sampling *s, uint32_t first, uint32_t n, cudaStream_t stream)
 {
-    uint32_t n_blocks = (s->vocabulary + CUDA_IDS_BLOCK - 1) / CUDA_IDS_BLOCK;
+    uint32_t n_blocks = kernels_slice_blocks(s->count);
     if (cuda_launch(blocks_kernel, dim3(n_blocks, n), BLOCK_THREADS, 0, stream, *s, first))
         return -1;
-    return cuda_launch(rows_kernel, n, ROW_THREADS, 0, stream, *s, first, n_blocks);
+    return cuda_launch(rows_kernel<false>, n, ROW_THREADS, 0, stream, *s, first, n_blocks);
+}
+
+int cuda_sample_slice(const struct cuda_sampling *s, uint32_t n, cudaStream_t stream)
+{
+    uint32_t n_blocks = kernels_slice_blocks(s->count);
+    if (cuda_launch(blocks_kernel, dim3(n_blocks, n), BLOCK_THREADS, 0, stream, *s, 0))
+        return -1;
+    return cuda_launch(tops_kernel, n, ROW_THREADS, 0, stream, *s, n_blocks);
+}
+
+int cuda_sample_merge(const struct cuda_sampling *s, uint32_t n, cudaStream_t stream)
+{
+    return cuda_launch_when(false, rows_kernel<true>, n, ROW_THREADS, 0, stream, *s, 0,
+                            kernels_slice_blocks(s->count));
 }

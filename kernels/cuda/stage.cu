@@ -44,9 +44,12 @@ static void lay_out_lane(struct arena *device, struct arena *pinned, struct cuda
     lane->sampled = take<int32_t>(device, o->step_samples, 1);
     if (stage->base.samples) {
         lane->samples = take<struct kernels_sample>(pinned, o->step_samples, 1);
+        if (stage->base.cut)
+            lane->picked = take<float>(pinned, o->step_samples, hidden);
         if (o->keep_logits) {
-            lane->logits = take<float>(device, o->step_samples, o->head_count);
-            lane->host_logits = take<float>(pinned, o->step_samples, o->head_count);
+            if (!stage->base.cut)
+                lane->logits = take<float>(device, o->step_samples, o->head_count);
+            lane->host_logits = take<float>(pinned, o->step_samples, stage->base.model->vocabulary);
         }
     }
     lane->report = take<struct cuda_report>(pinned, 1, 1);
@@ -67,7 +70,42 @@ static struct cuda_moe moe_shape(const struct cuda_stage *stage)
     return moe;
 }
 
-static void lay_out_activations(struct arena *a, struct cuda_stage *stage)
+/* Of a cut head. */
+static void lay_out_jobs(struct arena *a, struct arena *pinned, struct cuda_stage *stage)
+{
+    const struct kernels_stage_options *o = &stage->base.options;
+    const struct gguf_model *m = stage->base.model;
+    bool cut = stage->base.cut;
+    uint64_t rows = CUDA_HEAD_ROWS;
+    if (rows > o->step_samples)
+        rows = o->step_samples;
+    stage->job_step = (struct cuda_step *)take<unsigned char>(a, cuda_job_bytes(), 1);
+    stage->job_x = take<float>(a, rows, m->hidden);
+    stage->job_blocks =
+        take<struct kernels_slice_block>(a, rows, kernels_slice_blocks(o->head_count));
+    stage->job_tops = take<struct kernels_slice_top>(a, rows, 1);
+    if (cut) {
+        stage->merge_blocks =
+            take<struct kernels_slice_block>(a, rows, kernels_slice_blocks(m->vocabulary));
+        stage->merge_tops = take<struct kernels_slice_top>(a, rows, o->n_head_parts);
+        stage->merge_logits = take<float>(a, rows, m->vocabulary);
+    }
+    stage->head_clock = take<struct cuda_clock>(a, 1, 1);
+    for (uint32_t i = 0; i < o->head_jobs; i++) {
+        struct cuda_job *job = &stage->jobs[i];
+        job->step = (struct cuda_step *)take<unsigned char>(pinned, cuda_job_bytes(), 1);
+        if (!cut)
+            job->input = take<float>(pinned, rows, m->hidden);
+        for (uint32_t p = 0; p < (cut ? o->n_head_parts : 1); p++)
+            job->replies[p] =
+                take<unsigned char>(pinned,
+                                    kernels_reply_bytes(cut ? o->head_parts[p] : o->head_count,
+                                                        (uint32_t)rows, (uint32_t)rows),
+                                    1);
+    }
+}
+
+static void lay_out_activations(struct arena *a, struct arena *pinned, struct cuda_stage *stage)
 {
     const struct kernels_stage_options *o = &stage->base.options;
     const struct gguf_model *m = stage->base.model;
@@ -89,11 +127,16 @@ static void lay_out_activations(struct arena *a, struct cuda_stage *stage)
     stage->router_tickets = take<uint32_t>(a, tokens, 1);
     stage->finish_ticket = take<uint32_t>(a, 1, 1);
     stage->clock = take<struct cuda_clock>(a, 1, 1);
-    if (stage->base.samples) {
+    if (o->head_count) {
+        bool whole = stage->base.samples && !stage->base.cut;
         stage->head_h = take<__half>(a, CUDA_HEAD_ROWS, m->hidden);
-        if (!o->keep_logits)
+        if (!whole || !o->keep_logits)
             stage->logits = take<float>(a, CUDA_HEAD_ROWS, o->head_count);
-        stage->sample_scratch = take<unsigned char>(a, cuda_sample_scratch_bytes(o->head_count), 1);
+        if (whole)
+            stage->sample_blocks = take<struct kernels_slice_block>(
+                a, CUDA_HEAD_ROWS, kernels_slice_blocks(o->head_count));
+        else
+            lay_out_jobs(a, pinned, stage);
     }
     const struct cuda_moe moe = moe_shape(stage);
     uint32_t rows = o->step_tokens > CUDA_HEAD_ROWS ? o->step_tokens : CUDA_HEAD_ROWS;
@@ -115,6 +158,7 @@ static int lay_out(struct cuda_stage *stage, char *err, size_t err_size)
     if (stage->step_bytes > UINT32_MAX)
         return -1;
     stage->progress = take<struct cuda_progress>(&pinned, 1, 1);
+    stage->head_progress = take<struct cuda_progress>(&pinned, 1, 1);
     for (uint32_t i = 0; i < o->lanes; i++)
         lay_out_lane(&device, &pinned, stage, &stage->lanes[i]);
     stage->step = (struct cuda_step *)take<unsigned char>(&device, stage->step_bytes, 1);
@@ -125,7 +169,7 @@ static int lay_out(struct cuda_stage *stage, char *err, size_t err_size)
     stage->slot_token = take<int32_t>(&device, o->slots, 1);
     stage->cosine = take<float>(&device, o->context, m->head_dim / 2);
     stage->sine = take<float>(&device, o->context, m->head_dim / 2);
-    lay_out_activations(&device, stage);
+    lay_out_activations(&device, &pinned, stage);
 
     uint64_t element = o->kv_type == KERNELS_KV_F32 ? 4 : 2, block_bytes;
     if (__builtin_mul_overflow(2 * (uint64_t)m->kv_heads * m->head_dim, o->block_tokens * element,
@@ -153,7 +197,8 @@ static struct cuda_stage *prepare(const struct kernels *k, const struct gguf_mod
     stage->base.options = *o;
     stage->base.table_entries = (o->context + o->block_tokens - 1) / o->block_tokens;
     stage->base.embeds = o->layer_first == 0;
-    stage->base.samples = o->layer_first + o->layer_count == model->n_layers && o->head_count;
+    stage->base.samples = kernels_is_last(model, o) && o->head_count;
+    stage->base.cut = stage->base.samples && o->n_head_parts;
     for (uint32_t i = 0; i < o->layer_count; i++) {
         bool sliding = model->layers[o->layer_first + i].sliding;
         stage->base.has_window = stage->base.has_window || sliding;
@@ -166,8 +211,9 @@ static struct cuda_stage *prepare(const struct kernels *k, const struct gguf_mod
     stage->full_span = (struct kernels_span *)calloc(o->slots, sizeof *stage->full_span);
     stage->window_span = (struct kernels_span *)calloc(o->slots, sizeof *stage->window_span);
     stage->slot_serial = (uint64_t *)calloc(o->slots, sizeof *stage->slot_serial);
+    stage->jobs = (struct cuda_job *)calloc(o->head_jobs + 1, sizeof *stage->jobs);
     if (stage->layers && stage->lanes && stage->full_span && stage->window_span &&
-        stage->slot_serial)
+        stage->slot_serial && stage->jobs)
         return stage;
     cuda_stage_destroy(&stage->base);
     return NULL;
@@ -260,7 +306,12 @@ static int fill_rotation(struct cuda_stage *stage, char *err, size_t err_size)
 static int take_memory(struct cuda_stage *stage, char *err, size_t err_size)
 {
     uint64_t slots = stage->base.options.slots;
+    int lowest = 0, highest = 0;
     cudaError_t error = cudaStreamCreateWithFlags(&stage->stream, cudaStreamNonBlocking);
+    if (error == cudaSuccess)
+        error = cudaDeviceGetStreamPriorityRange(&lowest, &highest);
+    if (error == cudaSuccess)
+        error = cudaStreamCreateWithPriority(&stage->head_stream, cudaStreamNonBlocking, highest);
     if (error == cudaSuccess)
         error = cudaMalloc(&stage->weights_memory, stage->weights_bytes + 1);
     if (error == cudaSuccess)
@@ -297,6 +348,12 @@ static int take_memory(struct cuda_stage *stage, char *err, size_t err_size)
 
 #define WATCH_SPINS 20000u /* looks before it begins to sleep between them */
 
+/* What was done on both streams; each counts by one. */
+static uint64_t done_of(const struct cuda_stage *stage)
+{
+    return stage->progress->serial + stage->head_progress->serial;
+}
+
 /* Looks at the progress that the device writes to host memory. While steps are quick it never sleeps:
  * a host function on the stream would hold up the kernels behind it for longer. */
 static void *watcher_main(void *arg)
@@ -311,7 +368,7 @@ static void *watcher_main(void *arg)
         pthread_mutex_unlock(&stage->mutex);
         if (quit)
             return NULL;
-        for (uint32_t spins = 0; stage->progress->serial == told; spins++) {
+        for (uint32_t spins = 0; done_of(stage) == told; spins++) {
             if (__atomic_load_n(&stage->quit, __ATOMIC_RELAXED))
                 return NULL;
             if (spins < WATCH_SPINS) {
@@ -327,7 +384,7 @@ static void *watcher_main(void *arg)
                     break;
             }
         }
-        told = stage->progress->serial;
+        told = done_of(stage);
         stage->base.options.notify(stage->base.options.arg);
         if (stage->failed)
             return NULL;
@@ -389,6 +446,10 @@ void cuda_stage_destroy(struct kernels_stage *base)
             cudaGraphExecDestroy(stage->graphs[i].exec);
         cudaStreamDestroy(stage->stream);
     }
+    if (stage->head_stream) {
+        cudaStreamSynchronize(stage->head_stream);
+        cudaStreamDestroy(stage->head_stream);
+    }
     free(stage->graphs);
     if (stage->weights_memory)
         cudaFree(stage->weights_memory);
@@ -403,5 +464,6 @@ void cuda_stage_destroy(struct kernels_stage *base)
     free(stage->full_span);
     free(stage->window_span);
     free(stage->slot_serial);
+    free(stage->jobs);
     free(stage);
 }

@@ -259,9 +259,9 @@ static int queue_head(struct cuda_stage *stage, const struct extent *e)
         struct cuda_sampling s = {};
         s.step = stage->step;
         s.logits = logits;
-        s.vocabulary = o->head_count;
-        s.limit = o->vocabulary_limit;
-        s.scratch = stage->sample_scratch;
+        s.count = o->head_count;
+        s.ids = kernels_ids(m, o);
+        s.blocks = stage->sample_blocks;
         if (cuda_rmsnorm_picked(stage->step, first, stage->x, stage->output_norm, n, m->hidden,
                                 m->norm_eps, stage->head_h, stage->stream) ||
             cuda_linear(&stage->head, NULL, stage->head_h, logits, n, false, stage->matmul_scratch,
@@ -305,10 +305,11 @@ static int queue(struct cuda_stage *stage, const struct extent *e)
                           e))
             return -1;
     }
-    if (stage->base.samples && queue_head(stage, e))
+    if (stage->base.samples && !stage->base.cut && queue_head(stage, e))
         return -1;
-    return cuda_finish(stage->step, stage->x, m->hidden, stage->base.samples ? 0 : e->tokens,
-                       stage->finish_ticket, stage->clock, stage->progress, stage->stream);
+    uint32_t rows = !stage->base.samples ? e->tokens : stage->base.cut ? e->samples : 0;
+    return cuda_finish(stage->step, stage->x, m->hidden, rows, stage->finish_ticket, stage->clock,
+                       stage->progress, stage->stream);
 }
 
 /* ── graphs ────────────────────────────────────────────────────────────────────────────────── */
@@ -345,7 +346,7 @@ static int capture(struct cuda_stage *stage, struct cuda_graph *graph)
 int cuda_step_capture(struct cuda_stage *stage, char *err, size_t err_size)
 {
     const struct kernels_stage_options *o = &stage->base.options;
-    if (o->keep_logits) /* these lie in the lane: such steps are launched */
+    if (o->keep_logits && !stage->base.cut) /* these lie in the lane: such steps are launched */
         return 0;
     uint32_t most = o->step_rows < GRAPH_ROWS_MAX ? o->step_rows : GRAPH_ROWS_MAX;
     most = o->step_tokens < most ? o->step_tokens : most;
@@ -401,12 +402,12 @@ static bool slots_differ(struct cuda_stage *stage, const struct kernels_step *st
 
 /* ── the door ──────────────────────────────────────────────────────────────────────────────── */
 
-static void queued(struct cuda_stage *stage)
+void cuda_stage_queued(struct cuda_stage *stage)
 {
     if (!stage->watching)
         return;
     pthread_mutex_lock(&stage->mutex);
-    stage->queued = stage->serial;
+    stage->queued = stage->serial + stage->head_serial;
     pthread_cond_signal(&stage->wake);
     pthread_mutex_unlock(&stage->mutex);
 }
@@ -425,6 +426,7 @@ void cuda_stage_step(struct kernels_stage *base, uint32_t lane_index,
     to->serial = lane->serial = ++stage->serial;
     to->input = lane->input;
     to->output = lane->output;
+    to->picked = lane->picked;
     to->sampled = lane->sampled;
     to->samples = lane->samples;
     to->report = lane->report;
@@ -450,7 +452,7 @@ void cuda_stage_step(struct kernels_stage *base, uint32_t lane_index,
                              to->n_tiles,  false,         lane};
     if (graph ? cudaGraphLaunch(graph->exec, stage->stream) != cudaSuccess : queue(stage, &e))
         fail(stage, "starting a step");
-    queued(stage);
+    cuda_stage_queued(stage);
 }
 
 void cuda_stage_ring(struct kernels_stage *base, uint32_t lane_index, const uint32_t *slots,
@@ -467,7 +469,7 @@ void cuda_stage_ring(struct kernels_stage *base, uint32_t lane_index, const uint
     if (cuda_ring(stage->slot_token, lane->sampled, lane->ring_slots, count, lane->serial,
                   stage->progress, stage->stream))
         fail(stage, "starting a ring call");
-    queued(stage);
+    cuda_stage_queued(stage);
 }
 
 int cuda_stage_test(struct kernels_stage *base, uint32_t lane_index, char *err, size_t err_size)
@@ -500,5 +502,6 @@ int cuda_stage_test(struct kernels_stage *base, uint32_t lane_index, char *err, 
 
 double cuda_stage_busy(const struct kernels_stage *stage)
 {
-    return (double)((const struct cuda_stage *)stage)->progress->busy_ns * 1e-9;
+    const struct cuda_stage *s = (const struct cuda_stage *)stage;
+    return (double)(s->progress->busy_ns + s->head_progress->busy_ns) * 1e-9;
 }

@@ -182,6 +182,8 @@ int host_op_rmsnorm(struct kernels *k, const struct kernels_op_rmsnorm *op, doub
 int host_op_linear(struct kernels *k, const struct kernels_op_linear *op, double *seconds);
 int host_op_attention(struct kernels *k, const struct kernels_op_attention *op, double *seconds);
 int host_op_moe(struct kernels *k, const struct kernels_op_moe *op, double *seconds);
+int host_op_sample(struct kernels *k, const struct kernels_op_sample *op, double *seconds);
+int host_limits(struct kernels *k, struct kernels_limits *limits);
 
 /* Fills a table that differs between the two in `create` and the name alone. */
 #define HOST_BACKEND(backend_name, create_device)                                                  \
@@ -195,7 +197,8 @@ int host_op_moe(struct kernels *k, const struct kernels_op_moe *op, double *seco
         .head_input = host_head_input, .head_reply = host_head_reply, .head = host_head,           \
         .merge = host_merge, .head_test = host_head_test, .picked = host_picked,                   \
         .op_rmsnorm = host_op_rmsnorm, .op_linear = host_op_linear,                                \
-        .op_attention = host_op_attention, .op_moe = host_op_moe,                                  \
+        .op_attention = host_op_attention, .op_moe = host_op_moe, .op_sample = host_op_sample,     \
+        .limits = host_limits,                                                                     \
     }
 
 #endif

@@ -96,24 +96,34 @@ static struct host_matrix matrix_of(enum gguf_type type, const void *data, const
 int host_op_linear(struct kernels *k, const struct kernels_op_linear *op, double *seconds)
 {
     struct host_context context;
-    uint32_t repeat = op->repeat && !op->add ? op->repeat : 1;
+    uint32_t repeat = op->repeat && !op->add ? op->repeat : 1, copies = op->copies ? op->copies : 1;
     float *x = padded_copy(op->x, op->n, op->columns);
+    uint64_t bytes = gguf_row_bytes(op->type, op->columns) * op->rows;
+    unsigned char *more = copies > 1 ? zeroed(copies, bytes) : NULL;
     int status = open_context(k, op->columns, 1, 16, &context);
-    if (!x)
+    if (!x || (copies > 1 && !more))
         status = -1;
+    for (uint32_t c = 0; !status && more && c < copies; c++)
+        memcpy(more + c * bytes, op->weight, bytes);
     if (!status) {
-        const struct host_product product = {
+        struct host_product product = {
             .matrix = matrix_of(op->type, op->weight, op->bias, op->rows, op->columns),
             .y = op->y,
             .stride = op->rows,
             .add = op->add,
         };
-        uint64_t begin = host_clock_ns();
-        for (uint32_t r = 0; r < repeat; r++)
+        if (repeat > 1) /* threads are woken, pages are there */
             table_of(k)->linear(&context, &product, 1, x, host_padded(op->columns), op->n);
+        uint64_t begin = host_clock_ns();
+        for (uint32_t r = 0; r < repeat; r++) {
+            if (more)
+                product.matrix.data = more + r % copies * bytes;
+            table_of(k)->linear(&context, &product, 1, x, host_padded(op->columns), op->n);
+        }
         report(seconds, begin, repeat);
     }
     close_context(&context);
+    free(more);
     free(x);
     return status;
 }
@@ -200,8 +210,9 @@ int host_op_moe(struct kernels *k, const struct kernels_op_moe *op, double *seco
 {
     struct host_context context;
     uint32_t repeat = op->repeat ? op->repeat : 1;
-    uint64_t pairs = (uint64_t)op->n * op->active;
-    float *h = padded_copy(op->h, op->n, op->hidden);
+    uint32_t inputs = op->inputs ? op->inputs : 1;
+    uint64_t pairs = (uint64_t)op->n * op->active, stride = host_padded(op->hidden);
+    float *h = padded_copy(op->h, (uint64_t)op->n * inputs, op->hidden);
     float *logits = zeroed((uint64_t)op->n * op->experts, sizeof *logits);
     uint32_t *chosen = zeroed(pairs, sizeof *chosen);
     float *weight = zeroed(pairs, sizeof *weight);
@@ -221,7 +232,7 @@ int host_op_moe(struct kernels *k, const struct kernels_op_moe *op, double *seco
         .y = logits,
         .stride = op->experts,
     };
-    const struct host_moe moe = {
+    struct host_moe moe = {
         .n = op->n,
         .experts = op->experts,
         .active = op->active,
@@ -231,7 +242,7 @@ int host_op_moe(struct kernels *k, const struct kernels_op_moe *op, double *seco
         .alpha = op->alpha,
         .limit = op->limit,
         .h = h,
-        .h_stride = host_padded(op->hidden),
+        .h_stride = stride,
         .chosen = chosen,
         .weight = weight,
         .x = op->x,
@@ -242,9 +253,11 @@ int host_op_moe(struct kernels *k, const struct kernels_op_moe *op, double *seco
     };
     uint64_t begin = host_clock_ns();
     for (uint32_t r = 0; r < repeat; r++) {
-        table_of(k)->linear(&context, &router, 1, h, host_padded(op->hidden), op->n);
+        moe.h = h + r % inputs * op->n * stride;
+        table_of(k)->linear(&context, &router, 1, moe.h, stride, op->n);
         table_of(k)->route(&context, logits, op->n, op->experts, op->active, chosen, weight);
-        table_of(k)->moe(&context, &moe);
+        if (!op->route_only)
+            table_of(k)->moe(&context, &moe);
     }
     report(seconds, begin, repeat);
     if (op->chosen)
@@ -261,5 +274,118 @@ done:
     free(part);
     free(order);
     free(begins);
+    return status;
+}
+
+/* ── sampling ──────────────────────────────────────────────────────────────────────────────── */
+
+struct sampling {
+    const struct kernels_op_sample *op;
+    unsigned char *scratch; /* [threads, scratch_bytes] */
+    uint64_t scratch_bytes;
+};
+
+static void sample_task(void *arg, uint32_t i, uint32_t thread)
+{
+    const struct sampling *s = arg;
+    const struct kernels_op_sample *op = s->op;
+    const struct kernels_row row = {.temperature = op->temperature,
+                                    .top_k = op->top_k,
+                                    .top_p = op->top_p,
+                                    .min_p = op->min_p,
+                                    .seed = i};
+    struct kernels_sample sample;
+    kernels_sample(op->logits + (uint64_t)i * op->vocabulary, op->vocabulary, op->vocabulary, &row,
+                   0, &sample, s->scratch + thread * s->scratch_bytes);
+    op->tokens[i] = sample.token;
+}
+
+int host_op_sample(struct kernels *k, const struct kernels_op_sample *op, double *seconds)
+{
+    struct host_context context;
+    uint32_t repeat = op->repeat ? op->repeat : 1;
+    struct sampling s = {.op = op, .scratch_bytes = kernels_sample_scratch_bytes(op->vocabulary)};
+    s.scratch_bytes = (s.scratch_bytes + 63) / 64 * 64;
+    s.scratch = zeroed(((const struct host_device *)k)->threads, s.scratch_bytes);
+    int status = open_context(k, 16, 1, 16, &context);
+    if (!s.scratch)
+        status = -1;
+    if (!status) {
+        uint64_t begin = host_clock_ns();
+        for (uint32_t r = 0; r < repeat; r++)
+            table_of(k)->run(&context, op->n, sample_task, &s);
+        report(seconds, begin, repeat);
+    }
+    close_context(&context);
+    free(s.scratch);
+    return status;
+}
+
+/* ── limits ────────────────────────────────────────────────────────────────────────────────── */
+
+#define COPY_BYTES   ((uint64_t)1 << 20) /* of a task */
+#define COPY_TASKS   128u
+#define LIMIT_ROUNDS 5
+
+struct copying {
+    unsigned char *from, *to;
+    const struct host_table *table;
+    _Atomic uint64_t operations;
+};
+
+static void copy_task(void *arg, uint32_t i, uint32_t thread)
+{
+    (void)thread;
+    const struct copying *c = arg;
+    memcpy(c->to + i * COPY_BYTES, c->from + i * COPY_BYTES, COPY_BYTES);
+}
+
+static void multiply_task(void *arg, uint32_t i, uint32_t thread)
+{
+    (void)i;
+    (void)thread;
+    struct copying *c = arg;
+    atomic_fetch_add(&c->operations, 2 * c->table->multiply());
+}
+
+/* The best of a few rounds: a second each for `amount` of something. */
+static double best_rate(const struct host_context *context, const struct host_table *table,
+                        uint32_t n, void (*task)(void *arg, uint32_t i, uint32_t thread),
+                        struct copying *c, double amount)
+{
+    double best = 0;
+    for (int round = 0; round < LIMIT_ROUNDS; round++) {
+        uint64_t begin = host_clock_ns(), before = atomic_load(&c->operations);
+        table->run(context, n, task, c);
+        uint64_t ns = host_clock_ns() - begin;
+        double done = amount > 0 ? amount : (double)(atomic_load(&c->operations) - before);
+        if (round && ns && done / (double)ns * 1e9 > best)
+            best = done / (double)ns * 1e9;
+    }
+    return best;
+}
+
+int host_limits(struct kernels *k, struct kernels_limits *limits)
+{
+    struct host_context context;
+    const struct host_device *device = (const struct host_device *)k;
+    struct copying c = {.table = device->table};
+    int status = open_context(k, 16, 1, 16, &context);
+    c.from = zeroed(COPY_TASKS, COPY_BYTES);
+    c.to = zeroed(COPY_TASKS, COPY_BYTES);
+    if (!c.from || !c.to)
+        status = -1;
+    if (!status) {
+        limits->read = host_bandwidth(device->threads);
+        limits->copy = best_rate(&context, device->table, COPY_TASKS, copy_task, &c,
+                                 2.0 * COPY_TASKS * (double)COPY_BYTES);
+        limits->unit = "f32 FMA";
+        if (device->table->multiply)
+            limits->operations =
+                best_rate(&context, device->table, 4 * device->threads, multiply_task, &c, 0);
+    }
+    close_context(&context);
+    free(c.from);
+    free(c.to);
     return status;
 }

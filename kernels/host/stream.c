@@ -40,7 +40,15 @@ static void tell(const struct host_stage *stage)
         stage->base.options.notify(stage->base.options.arg);
 }
 
-static void run_job(struct host_stage *stage)
+/* The time is counted before the end is told: who sees the end sees the time. */
+static void count_busy(struct host_stage *stage, uint64_t begin)
+{
+    if (begin)
+        atomic_fetch_add(&stage->busy_ns, host_clock_ns() - begin);
+}
+
+/* begin: when the stream turned to it; 0: it is a part of a step, which is counted as a whole. */
+static void run_job(struct host_stage *stage, uint64_t begin)
 {
     struct host_queue *queue = &stage->heads;
     uint64_t at = atomic_load(&queue->taken);
@@ -49,6 +57,7 @@ static void run_job(struct host_stage *stage)
         host_head_run(stage, job);
     else
         host_merge_run(stage, job);
+    count_busy(stage, begin);
     atomic_store(&queue->taken, at + 1);
     atomic_fetch_sub(&job->pending, 1);
 }
@@ -56,12 +65,12 @@ static void run_job(struct host_stage *stage)
 void host_stream_jobs(struct host_stage *stage)
 {
     while (has_work(&stage->heads)) {
-        run_job(stage);
+        run_job(stage, 0);
         tell(stage);
     }
 }
 
-static void run_step(struct host_stage *stage)
+static void run_step(struct host_stage *stage, uint64_t begin)
 {
     struct host_queue *queue = &stage->steps;
     uint64_t at = atomic_load(&queue->taken);
@@ -70,6 +79,7 @@ static void run_step(struct host_stage *stage)
         ring(stage, lane);
     else if (host_step_run(stage, lane))
         atomic_store(&lane->failed, true);
+    count_busy(stage, begin);
     atomic_store(&queue->taken, at + 1);
     atomic_fetch_sub(&lane->pending, 1);
 }
@@ -97,10 +107,9 @@ static void *stream_main(void *arg)
     while (wait_for_work(stage)) {
         uint64_t begin = host_clock_ns();
         if (has_work(&stage->heads))
-            run_job(stage);
+            run_job(stage, begin);
         else
-            run_step(stage);
-        atomic_fetch_add(&stage->busy_ns, host_clock_ns() - begin);
+            run_step(stage, begin);
         tell(stage);
     }
     return NULL;

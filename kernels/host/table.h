@@ -124,6 +124,8 @@ struct host_table {
     void (*route)(const struct host_context *c, const float *logits, uint32_t n, uint32_t experts,
                   uint32_t active, uint32_t *chosen, float *weight);
     void (*moe)(const struct host_context *c, const struct host_moe *moe);
+    /* Floats multiplied and added as fast as can be, on one thread; how many. NULL: not known. */
+    uint64_t (*multiply)(void);
     /* Runs task(arg, i, thread) for i < n, on the threads there are. */
     void (*run)(const struct host_context *c, uint32_t n,
                 void (*task)(void *arg, uint32_t i, uint32_t thread), void *arg);

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from harness import BUILD, MODEL, SOURCE, Client, Server, environment, golden, program, run_tests
 
@@ -119,6 +120,24 @@ def test_a_lost_world_loses_no_request():
                     break
             assert tokens == c["greedy"][1:], (tokens, c["greedy"])
             print(f"        the answer went on {time.monotonic() - begin:.1f} s after a rank was killed")
+
+
+def test_a_head_in_parts_gives_the_bits_of_a_whole_one():
+    wanted = [["--temperature", 0], ["--temperature", 1], ["--temperature", 1, "--top-k", 7],
+              ["--temperature", 1.5, "--top-p", 0.9], ["--temperature", 1, "--min-p", 0.02],
+              ["--temperature", 3, "--top-k", 2000, "--top-p", 0.99, "--min-p", 0.001]]
+    results = []
+    for ranks, options in [(1, []), (2, ["--head", "all"]), (2, ["--head", "last"]), (4, []),
+                           (3, ["--layers", "20,2,2"])]:
+        with Server(ranks, *options) as server, ThreadPoolExecutor(len(wanted)) as pool:
+            answers = pool.map(lambda options: server.ask(
+                "--prompt-ids", "5,700,3000,1234,99,2047,2048", "--ignore-eos", "--max-tokens", 40, "--seed", 5,
+                "--top-logits", 20,
+                *options), wanted)
+            results.append([(a["tokens"], a["top"], a["logprobs"]) for a in answers])
+            assert all(len(tokens) == 40 for tokens, _, _ in results[-1])
+        assert results[-1] == results[0], (ranks, options)
+    assert len({tuple(tokens) for tokens, _, _ in results[0]}) > 2
 
 
 def test_synthetic_models_of_other_sizes_give_the_same_bits_for_any_stages():

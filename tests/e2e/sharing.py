@@ -110,6 +110,8 @@ def random_options(r):
                "--kv-tokens", r.choice([1, 1000, 2000, 100000])]
     if r.random() < 0.3:
         options.append("--no-prefix-cache")
+    if r.random() < 0.3:
+        options += ["--head", "last"]
     return ranks, options
 
 
