@@ -17,7 +17,7 @@
 #define CPU_LAYER_SECONDS  5e-6
 #define GPU_ROW_BYTES      6e6 /* of a row in one layer, and of drawing one sample: as reading so much */
 #define CPU_ROW_BYTES      4e4
-#define DRAW_ROWS          10 /* rows' times that drawing a sample takes */
+#define DRAW_ROWS          2 /* rows' times that drawing a sample takes */
 #define PART_ROWS          1
 
 #define FACTOR_MIN  1e-3
