@@ -39,8 +39,8 @@ struct coordinator_options {
     uint32_t sequences;             /* at a time; 0: the plan's default */
     uint32_t kv_tokens;             /* KV positions of all sequences; 0: as many as fit */
     uint32_t step_tokens;           /* of a step; 0: 2048, or 128 where all ranks are CPUs */
-    /* A prompt delays the tokens of others to one in this time, where they alone do not take half of it
-     * already; 0: 50 ms */
+    /* Prompts delay the tokens of others to one in this time, or to a third of their speed; 0: 50 ms,
+     * or 200 where all ranks are CPUs */
     uint64_t gap_us;
     enum plan_kv_type kv_type;
     bool kv_type_given; /* else f16 on GPUs, f32 on CPUs */

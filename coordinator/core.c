@@ -22,8 +22,6 @@ int coordinator_create(struct coordinator **out, const struct coordinator_option
         c->options.step_deadline_us = 300 * (uint64_t)CORE_SECOND;
     if (!c->options.silence_us)
         c->options.silence_us = 15 * (uint64_t)CORE_SECOND;
-    if (!c->options.gap_us)
-        c->options.gap_us = 50000;
     c->model_path = strdup(options->model_path);
     c->epoch = options->epoch;
     c->seed_state = options->seed;

@@ -199,6 +199,7 @@ struct coordinator {
     uint32_t n_costs;
     bool costs_told;             /* the stages tell what their steps took */
     struct cost_past *cost_past; /* costs.c: the steps that stages may still tell of */
+    uint64_t gap_us;             /* options.gap_us, or the default for these ranks */
     double decode_seconds;       /* what the last step's decode rows take */
 
     struct event *events; /* [events_capacity] a ring */
