@@ -222,6 +222,7 @@ static int deliver(struct worker_stage *stage, struct lane *lane, char *err, siz
 {
     uint32_t index = lane_index(stage, lane), n_samples = lane->step.view.n_samples;
     lane->state = LANE_SENDING;
+    stage->computed = lane->step.number;
     if (stage->ring_out && n_samples &&
         transport_send(stage->ring_out, &lane->ring, kernels_stage_sampled(stage->kernels, index),
                        n_samples * sizeof(int32_t), err, err_size))
@@ -240,6 +241,8 @@ uint32_t stage_worked(struct worker_stage *stage)
 static int pass_on(struct worker_stage *stage, struct lane *lane, char *err, size_t err_size)
 {
     stage->done_us = lane->times.finished_us = clock_us();
+    if (!stage_is_last(stage))
+        stage->computed = lane->step.number;
     lane->times.busy_us = stage_worked(stage);
     lane->state = stage_is_last(stage) ? LANE_HEAD : LANE_SENDING;
     if (stage_is_last(stage))
@@ -408,6 +411,7 @@ void worker_stage_info(const struct worker_stage *stage, struct worker_stage_inf
         .footprint = stage->footprint,
         .load_seconds = stage->load_seconds,
         .steps = stage->oldest - 1,
+        .computed = stage->computed,
         .queue = (uint32_t)(stage->accepted + 1 - stage->oldest),
         .busy_seconds = kernels_stage_busy_seconds(stage->kernels),
     };
