@@ -23,7 +23,7 @@ struct beat {
     pthread_mutex_t mutex;
     pthread_cond_t wake;
     /* Under the mutex: */
-    bool ended;
+    bool ended, asked;
     uint64_t echo_us, echo_received_us;
 
     _Atomic uint64_t moved_us, steps, computed, busy_us, memory_free_bytes;
@@ -66,6 +66,7 @@ static void *run(void *arg)
     clock_gettime(CLOCK_MONOTONIC, &at);
     pthread_mutex_lock(&beat->mutex);
     while (!beat->ended) {
+        beat->asked = false;
         pthread_mutex_unlock(&beat->mutex);
         say(beat);
         clock_gettime(CLOCK_MONOTONIC, &at);
@@ -73,7 +74,8 @@ static void *run(void *arg)
         at.tv_sec += at.tv_nsec / 1000000000;
         at.tv_nsec %= 1000000000;
         pthread_mutex_lock(&beat->mutex);
-        while (!beat->ended && pthread_cond_timedwait(&beat->wake, &beat->mutex, &at) != ETIMEDOUT)
+        while (!beat->ended && !beat->asked &&
+               pthread_cond_timedwait(&beat->wake, &beat->mutex, &at) != ETIMEDOUT)
             ;
     }
     pthread_mutex_unlock(&beat->mutex);
@@ -137,6 +139,8 @@ void beat_echo(struct beat *beat, uint64_t sent_us, uint64_t received_us)
     pthread_mutex_lock(&beat->mutex);
     beat->echo_us = sent_us;
     beat->echo_received_us = received_us;
+    beat->asked = true;
+    pthread_cond_signal(&beat->wake);
     pthread_mutex_unlock(&beat->mutex);
 }
 

@@ -18,7 +18,7 @@ int beat_create(struct beat **out, void *context, const char *endpoint,
                 const struct worker_world_info *world, uint64_t epoch, char *err, size_t err_size);
 void beat_destroy(struct beat *beat); /* NULL is fine */
 
-/* The coordinator's heartbeat: its clock, and ours when it came. The next beat tells it back. */
+/* The coordinator's heartbeat: its clock, and ours when it came. It is told back at once. */
 void beat_echo(struct beat *beat, uint64_t sent_us, uint64_t received_us);
 /* From the thread that runs steps, as often as it likes: it moves, and the stage stands so. `info` may
  * be NULL. */
