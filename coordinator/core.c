@@ -309,7 +309,7 @@ void coordinator_stop(struct coordinator *c, const char *reason, uint64_t now_us
 
 bool coordinator_rank_ended(struct coordinator *c, int64_t pid, const char *what, uint64_t now_us)
 {
-    return ranks_ended(c, pid, what, now_us);
+    return watch_ended(c, pid, what, now_us);
 }
 
 void coordinator_rank_runs(struct coordinator *c, int64_t pid, uint64_t now_us)

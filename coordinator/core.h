@@ -289,7 +289,6 @@ void costs_destroy(struct coordinator *c);
 void ranks_receive(struct coordinator *c, const struct core_peer *peer,
                    const Gptoss__RankMessage *message, uint64_t now);
 void ranks_gone(struct coordinator *c, const struct core_peer *peer, uint64_t now);
-bool ranks_ended(struct coordinator *c, int64_t pid, const char *what, uint64_t now);
 void ranks_tick(struct coordinator *c, uint64_t now);
 void ranks_ask(struct coordinator *c, uint64_t now); /* how they are */
 void ranks_shutdown(struct coordinator *c, const char *reason);
@@ -307,6 +306,8 @@ void watch_signs(const struct coordinator *c, const struct rank *rank, uint64_t 
                  size_t text_size);
 /* A rank that must be given up, if there is one. True: the ranks were lost. */
 bool watch_judge(struct coordinator *c, uint64_t now);
+/* A process of a rank has ended, or does not run. False: it is none of the world's. */
+bool watch_ended(struct coordinator *c, int64_t pid, const char *what, uint64_t now);
 /* When to judge again, or to send heartbeats. */
 uint64_t watch_next(const struct coordinator *c, uint64_t now);
 

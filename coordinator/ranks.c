@@ -513,19 +513,6 @@ void ranks_gone(struct coordinator *c, const struct core_peer *peer, uint64_t no
         ranks_lose(c, rank, now, "%s closed its connection", watch_name(c, rank, name));
 }
 
-bool ranks_ended(struct coordinator *c, int64_t pid, const char *what, uint64_t now)
-{
-    char name[128];
-    for (uint32_t i = 0; i < c->world.size; i++) {
-        const struct rank *rank = &c->world.ranks[i];
-        if (!rank->here || rank->pid != pid)
-            continue;
-        ranks_lose(c, rank, now, "%s %s", watch_name(c, rank, name), what);
-        return true;
-    }
-    return false;
-}
-
 /* ── time ──────────────────────────────────────────────────────────────────────────────────── */
 
 /* The ranks answer at once with theirs. */

@@ -113,3 +113,16 @@ uint64_t watch_next(const struct coordinator *c, uint64_t now)
     uint64_t next = c->heartbeat_us, end = step ? step_end(c, step) + 1 : next;
     return end < next ? end : next;
 }
+
+bool watch_ended(struct coordinator *c, int64_t pid, const char *what, uint64_t now)
+{
+    char name[128];
+    for (uint32_t i = 0; i < c->world.size; i++) {
+        const struct rank *rank = &c->world.ranks[i];
+        if (!rank->here || rank->pid != pid)
+            continue;
+        ranks_lose(c, rank, now, "%s %s", watch_name(c, rank, name), what);
+        return true;
+    }
+    return false;
+}
