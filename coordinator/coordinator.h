@@ -51,7 +51,7 @@ struct coordinator_options {
     bool no_prefix_cache;      /* no sequence shares KV blocks with another */
     uint32_t max_queue;        /* requests that wait; 0: 512 */
     uint64_t step_deadline_us; /* 0: 300 s */
-    uint64_t silence_us;       /* a rank that says nothing for so long is lost; 0: 15 s */
+    uint64_t silence_us;       /* a rank that says nothing for so long is lost; 0: 0.8 s */
     uint64_t seed;             /* of the seeds chosen for requests that name none */
     uint64_t epoch;            /* the last epoch that was used; the first world gets one more */
 };
@@ -75,10 +75,11 @@ void coordinator_tick(struct coordinator *c, uint64_t now_us);
 uint64_t coordinator_next(const struct coordinator *c, uint64_t now_us);
 
 enum coordinator_event_kind {
-    COORDINATOR_SEND,       /* bytes to peer on side */
-    COORDINATOR_LOG,        /* text at level (enum log_level) */
-    COORDINATOR_SERVING,    /* the world of ranks is ready; text is the table of the plan */
-    COORDINATOR_LOST,       /* the world of ranks is gone; text says why */
+    COORDINATOR_SEND,    /* bytes to peer on side */
+    COORDINATOR_LOG,     /* text at level (enum log_level) */
+    COORDINATOR_SERVING, /* the world of ranks is ready; text is the table of the plan */
+    COORDINATOR_LOST,    /* the world of ranks is gone; text says why; code is that of a rank that
+                               failed by itself, or EXIT_FAILED */
     COORDINATOR_IMPOSSIBLE, /* no world of this size can run the model here; code is an exit code */
 };
 
@@ -98,6 +99,14 @@ bool coordinator_take(struct coordinator *c, struct coordinator_event *event);
  * leave. */
 void coordinator_drain(struct coordinator *c, uint64_t now_us);
 void coordinator_stop(struct coordinator *c, const char *reason, uint64_t now_us);
+/* Whoever started the ranks saw that one of them, by its process id, has ended or does not run. False:
+ * none of the world has that id. */
+bool coordinator_rank_ended(struct coordinator *c, int64_t pid, const char *what, uint64_t now_us);
+/* … that it does run: a rank that says nothing is then taken for starved, for a while. */
+void coordinator_rank_runs(struct coordinator *c, int64_t pid, uint64_t now_us);
+/* What is known of the last loss of the ranks, before the next ones serve: that it was somebody's doing,
+ * and no request is to blame, or not. */
+void coordinator_verdict(struct coordinator *c, bool foreign);
 /* The ranks' process ended: what it held is lost. */
 void coordinator_world_ended(struct coordinator *c, const char *reason, uint64_t now_us);
 

@@ -219,7 +219,7 @@ int main(int argc, char **argv)
         .max_queue = 512,
         .drain = 30,
         .step_deadline = 300,
-        .silence = 15,
+        .silence = 0.8,
     };
     const struct cli_option options[] = {
         {.type = CLI_GROUP, .text = "Model"},
@@ -280,10 +280,11 @@ int main(int argc, char **argv)
         {CLI_FLOAT, "token-gap", 0, "MS",
          "prompts delay the tokens of others to one in this time, or to a third of their speed",
          "50, on CPUs 200", "GPTOSS_TOKEN_GAP", &o.token_gap, 0.1, 1e6, NULL},
-        {CLI_FLOAT, "step-deadline", 0, "SECONDS", "a step that takes longer has failed", "300",
+        {CLI_FLOAT, "step-deadline", 0, "SECONDS",
+         "a step that takes longer has failed, whatever is predicted", "300",
          "GPTOSS_STEP_DEADLINE", &o.step_deadline, 0.1, 1e6, NULL},
-        {CLI_FLOAT, "silence", 0, "SECONDS", "a rank that says nothing for so long is lost", "15",
-         "GPTOSS_SILENCE", &o.silence, 2, 1e6, NULL},
+        {CLI_FLOAT, "silence", 0, "SECONDS", "a rank that says nothing for so long is lost", "0.8",
+         "GPTOSS_SILENCE", &o.silence, 0.3, 1e6, NULL},
         {CLI_FLOAT, "drain-timeout", 0, "SECONDS",
          "after Ctrl-C, running requests have so long; a second Ctrl-C ends at once", "30",
          "GPTOSS_DRAIN_TIMEOUT", &o.drain, 0, 1e6, NULL},

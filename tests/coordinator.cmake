@@ -20,3 +20,6 @@ target_sources(test_metrics PRIVATE world.c)
 gptoss_test(trace gptoss_coordinator)
 target_sources(test_trace PRIVATE world.c)
 gptoss_test(coordinator_transport gptoss_coordinator)
+# 1,000 schedules here; the measure is 10,000: build/release/tests/test_simulation 10000
+gptoss_test(simulation gptoss_coordinator)
+target_sources(test_simulation PRIVATE simulation.c simulation_ranks.c simulation_clients.c world.c)

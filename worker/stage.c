@@ -311,6 +311,7 @@ static int report(struct worker_stage *stage, const struct lane *lane, char *err
 static int deliver(struct worker_stage *stage, struct lane *lane, char *err, size_t err_size)
 {
     lane->state = LANE_SENDING;
+    stage->computed = lane->step.number;
     if (stage->ring_out && !ring_follows(stage) && lane->step.view.n_samples &&
         send_ring(stage, lane, err, err_size))
         return -1;
@@ -331,6 +332,8 @@ static int pass_on(struct worker_stage *stage, struct lane *lane, char *err, siz
                                             stage->ring_out};
     struct times_step *times = &lane->times;
     stage->done_us = times->finished_us = clock_us();
+    if (!stage_is_last(stage))
+        stage->computed = lane->step.number;
     times->busy_us = stage_worked(stage);
     /* Where the device waits for the input, the step began when it was there. */
     if (stage_ordered(stage_is_first(stage) ? stage->ring_in : stage->data_in) &&
@@ -536,6 +539,7 @@ void worker_stage_info(const struct worker_stage *stage, struct worker_stage_inf
         .footprint = stage->footprint,
         .load_seconds = stage->load_seconds,
         .steps = stage->oldest - 1,
+        .computed = stage->computed,
         .queue = (uint32_t)(stage->accepted + 1 - stage->oldest),
         .busy_seconds = kernels_stage_busy_seconds(stage->kernels),
     };

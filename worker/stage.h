@@ -65,7 +65,8 @@ struct worker_stage {
     struct transport_transfer header; /* the receive of the next step's header */
     uint64_t accepted;                /* last step that has got a lane */
     uint64_t oldest;                  /* first step that still has one; accepted + 1: none has */
-    uint64_t done_us;                 /* when the device last was done with a step */
+    uint64_t done_us;                 /* when the device last was done with a step … */
+    uint64_t computed;                /* … and which one that was */
     struct times times;               /* of the steps that have left */
     uint64_t worked_us;               /* stage_worked */
 
