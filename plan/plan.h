@@ -22,10 +22,8 @@
 #include "plan/cost.h"
 
 enum plan_kv_type { PLAN_KV_F32, PLAN_KV_F16, PLAN_KV_BF16 };
-enum plan_head {
-    PLAN_HEAD_ALL,
-    PLAN_HEAD_LAST
-}; /* the stages that hold rows of the output matrix */
+/* the stages that hold rows of the output matrix */
+enum plan_head { PLAN_HEAD_ALL, PLAN_HEAD_LAST };
 
 struct plan_rank {
     const char *host;           /* lent while the plan lives; NULL: unknown */
@@ -44,8 +42,8 @@ struct plan_options {
     const struct plan_rank *ranks; /* [n_ranks]; NULL: unknown ranks */
     const uint32_t *layers;        /* [n_ranks], given by hand; NULL: computed */
     enum plan_head head;
-    uint32_t context;              /* positions of a sequence; 0: min(the model's, 8192) */
-    uint32_t sequences;            /* at a time; 0: 16, on GPUs up to 256 */
+    uint32_t context;   /* positions of a sequence; 0: min(the model's, 8192) */
+    uint32_t sequences; /* at a time; 0: 16, on GPUs up to 256 */
     enum plan_kv_type kv_type;
     uint32_t kv_tokens;        /* positions of all sequences together, at most; 0: no bound */
     uint32_t step_tokens;      /* 0: 512 */
