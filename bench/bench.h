@@ -68,6 +68,7 @@ struct bench_world_options {
     const char *path; /* absolute */
     struct bench_vocabulary vocabulary;
     uint32_t stages, threads; /* threads: of a rank; 0: the ranks choose */
+    enum plan_head head;
     const char *device;
     enum plan_kv_type kv_type;
     uint32_t context, sequences; /* the largest of all tests */
