@@ -306,6 +306,7 @@ static int make_plan(struct loop *loop, char *err, size_t err_size)
                                    .ranks = ranks,
                                    .context = o->context,
                                    .sequences = o->sequences,
+                                   .head = o->head,
                                    .kv_type = o->kv_type,
                                    .step_tokens = o->step_tokens,
                                    .vocabulary_limit = o->vocabulary.limit};

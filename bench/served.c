@@ -236,6 +236,8 @@ static int start_coordinator(struct served *served, const char *clients, const c
                                 numbers[3],
                                 "--device",
                                 o->device,
+                                "--head",
+                                o->head == PLAN_HEAD_LAST ? "last" : "all",
                                 "--kv-type",
                                 kv_type,
                                 "--transport",

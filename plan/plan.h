@@ -22,10 +22,8 @@
 #include "plan/cost.h"
 
 enum plan_kv_type { PLAN_KV_F32, PLAN_KV_F16, PLAN_KV_BF16 };
-enum plan_head {
-    PLAN_HEAD_ALL,
-    PLAN_HEAD_LAST
-}; /* the stages that hold rows of the output matrix */
+/* the stages that hold rows of the output matrix */
+enum plan_head { PLAN_HEAD_ALL, PLAN_HEAD_LAST };
 
 struct plan_rank {
     const char *host;           /* lent while the plan lives; NULL: unknown */
