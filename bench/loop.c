@@ -173,13 +173,13 @@ static int take(struct loop *loop, const Gptoss__RankMessage *message, char *err
 {
     if (message->body_case == GPTOSS__RANK_MESSAGE__BODY_HELLO)
         return take_hello(loop, message->hello, err, err_size);
-    if (message->body_case == GPTOSS__RANK_MESSAGE__BODY_HEARTBEAT && message->epoch == EPOCH &&
-        message->heartbeat->rank < loop->options->stages) { /* from a socket of its own */
-        loop->ranks[message->heartbeat->rank].heard_us = clock_us();
-        return 0;
-    }
-    uint32_t number;
+    uint32_t number = 0;
     struct loop_rank *rank = sender(loop, &number);
+    if (message->body_case == GPTOSS__RANK_MESSAGE__BODY_HEARTBEAT &&
+        message->heartbeat->rank < loop->options->stages) { /* from a socket of its own */
+        number = message->heartbeat->rank;
+        rank = &loop->ranks[number];
+    }
     if (!rank || message->epoch != EPOCH)
         return 0;
     rank->heard_us = clock_us();

@@ -139,6 +139,19 @@ static void take_step(struct worker *w, Gptoss__SupervisorMessage *message)
         w->steps[(w->steps_first + w->steps_count++) % w->steps_max] = message;
 }
 
+/* What the heartbeats tell of us; not at every turn, some devices are slow to say how busy they are. */
+static void note(struct worker *w)
+{
+    struct worker_stage_info info;
+    double now = clock_seconds();
+    bool whole = w->stage && now - w->noted_seconds > NOTE_SECONDS;
+    if (whole) {
+        w->noted_seconds = now;
+        worker_stage_info(w->stage, &info);
+    }
+    beat_note(w->beat, whole ? &info : NULL, w->steps_count, w->device_info.memory_free_bytes);
+}
+
 /* Takes the message over. */
 static void take(struct worker *w, Gptoss__SupervisorMessage *message)
 {
@@ -168,24 +181,13 @@ static void take(struct worker *w, Gptoss__SupervisorMessage *message)
             message->shutdown->text[0] ? message->shutdown->text : "the coordinator says so");
         break;
     case GPTOSS__SUPERVISOR_MESSAGE__BODY_HEARTBEAT:
+        w->noted_seconds = 0; /* the answer tells how it is now */
+        note(w);
         beat_echo(w->beat, message->heartbeat->sent_us, clock_us());
         break;
     default: log_debug("a message of a kind that this version does not know"); break;
     }
     proto_free(&message->base);
-}
-
-/* What the heartbeats tell of us; not at every turn, some devices are slow to say how busy they are. */
-static void note(struct worker *w)
-{
-    struct worker_stage_info info;
-    double now = clock_seconds();
-    bool whole = w->stage && now - w->noted_seconds > NOTE_SECONDS;
-    if (whole) {
-        w->noted_seconds = now;
-        worker_stage_info(w->stage, &info);
-    }
-    beat_note(w->beat, whole ? &info : NULL, w->steps_count, w->device_info.memory_free_bytes);
 }
 
 /* Hears the coordinator out. 0, or -1: the end. */

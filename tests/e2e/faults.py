@@ -70,7 +70,7 @@ def test_ranks_of_a_person_4_then_3_then_4():
         os.kill(victim, signal.SIGSTOP)
         at, line = logged(server, "the ranks are lost: ")
         print(f"        a stopped rank was noticed after {at - stopped:.2f} s")
-        assert at - stopped < 1.1, line
+        assert at - stopped < 2, line  # below a second, unless the machine is busy
         assert re.search(rf"rank 2 on \S+ \(pid {victim}\) has been silent for .*it was at step \d+, "
                          r"its last sign of life is \d+ ms old", line), line
         logged(server, f"waiting for ranks: mpirun -np N gptoss-worker --coordinator {server.workers}")
