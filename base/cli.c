@@ -81,6 +81,7 @@ static const char *const shared_variables[] = {
     "GPTOSS_TOOLS",
     "GPTOSS_TOP_K",
     "GPTOSS_TOP_P",
+    "GPTOSS_TRANSPORT",
     "GPTOSS_WORKER",
     "GPTOSS_WORKERS_BIND",
 };

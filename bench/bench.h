@@ -67,8 +67,9 @@ struct bench_world_options {
     const struct gguf_model *model;
     const char *path; /* absolute */
     struct bench_vocabulary vocabulary;
-    uint32_t stages, threads; /* threads: of a rank; 0: the ranks choose */
-    const char *device;
+    uint32_t stages, threads;       /* threads: of a rank; 0: the ranks choose */
+    const char *device, *transport; /* transport: as coordinator_transport's wanted */
+    enum plan_head head;
     enum plan_kv_type kv_type;
     uint32_t context, sequences; /* the largest of all tests */
     uint32_t step_tokens;        /* of a prefill step */

@@ -51,16 +51,21 @@ static int welcome(struct loop *loop, uint32_t rank, char *err, size_t err_size)
     return send_to(loop, rank, &message, err, err_size);
 }
 
-/* The edges in the order in which they are opened: the chain, then the ring back to stage 0. */
+static struct coordinator_end end_of(const struct loop_rank *rank)
+{
+    return (struct coordinator_end){rank->host, rank->uuid, rank->transports};
+}
+
 static uint32_t fill_edges(const struct loop *loop, Gptoss__Edge *edges, Gptoss__Edge **pointers)
 {
     uint32_t n = loop->options->stages > 1 ? loop->options->stages : 0;
     for (uint32_t e = 0; e < n; e++) {
         gptoss__edge__init(&edges[e]);
-        edges[e].from = e;
-        edges[e].to = (e + 1) % n;
-        const char *transport = coordinator_transport(loop->ranks[edges[e].from].transports,
-                                                      loop->ranks[edges[e].to].transports, true);
+        edges[e].from = coordinator_edge(n, e);
+        edges[e].to = (edges[e].from + 1) % n;
+        const struct coordinator_end from = end_of(&loop->ranks[edges[e].from]),
+                                     to = end_of(&loop->ranks[edges[e].to]);
+        const char *transport = coordinator_transport(&from, &to, loop->options->transport);
         /* A rank refuses a transport that it does not know, by name. */
         edges[e].transport = (char *)(uintptr_t)(transport ? transport : "none");
         pointers[e] = &edges[e];
@@ -168,8 +173,13 @@ static int take(struct loop *loop, const Gptoss__RankMessage *message, char *err
 {
     if (message->body_case == GPTOSS__RANK_MESSAGE__BODY_HELLO)
         return take_hello(loop, message->hello, err, err_size);
-    uint32_t number;
+    uint32_t number = 0;
     struct loop_rank *rank = sender(loop, &number);
+    if (message->body_case == GPTOSS__RANK_MESSAGE__BODY_HEARTBEAT &&
+        message->heartbeat->rank < loop->options->stages) { /* from a socket of its own */
+        number = message->heartbeat->rank;
+        rank = &loop->ranks[number];
+    }
     if (!rank || message->epoch != EPOCH)
         return 0;
     rank->heard_us = clock_us();
@@ -296,6 +306,7 @@ static int make_plan(struct loop *loop, char *err, size_t err_size)
                                    .ranks = ranks,
                                    .context = o->context,
                                    .sequences = o->sequences,
+                                   .head = o->head,
                                    .kv_type = o->kv_type,
                                    .step_tokens = o->step_tokens,
                                    .vocabulary_limit = o->vocabulary.limit};

@@ -13,7 +13,8 @@
 
 struct pipeline_choice {
     const char *model, *prompts, *gens, *depths, *pair;
-    const char *stages, *threads, *sequences, *scaling, *through, *device, *kv_type, *output;
+    const char *stages, *threads, *sequences, *scaling, *through, *head, *device, *transport,
+        *kv_type, *output;
     int64_t repetitions, step_tokens;
     bool no_warmup, replicas;
 };

@@ -1,4 +1,5 @@
 #include "bench/pipeline.h"
+#include "coordinator/coordinator.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -44,11 +45,16 @@ static int parse_options(struct pipeline_choice *c, int argc, char **argv)
         {CLI_FLAG, "replicas", 0, NULL,
          "also as many pipelines of one rank as there are stages, at the same time", NULL,
          "GPTOSS_BENCH_REPLICAS", &c->replicas, 0, 0, NULL},
+        {CLI_STRING, "head", 0, "RANKS",
+         "which ranks share the output matrix: all, or the last alone", "all", "GPTOSS_HEAD",
+         &c->head, 0, 0, NULL},
         {CLI_STRING, "through", 0, "LIST",
          "loop: the ranks driven by this program; coordinator: as a client of gptoss-coordinator",
          "loop", "GPTOSS_BENCH_THROUGH", &c->through, 0, 0, NULL},
         {CLI_STRING, "device", 0, "DEVICE", "auto, cpu, cuda or reference (-dev)", "auto",
          "GPTOSS_DEVICE", &c->device, 0, 0, NULL},
+        {CLI_STRING, "transport", 0, "NAME", "between ranks: auto, nccl, ipc, ipc-host or mpi",
+         "auto", "GPTOSS_TRANSPORT", &c->transport, 0, 0, NULL},
         {CLI_STRING, "threads", 't', "LIST",
          "threads of each rank; 0: the host's CPUs divided among its ranks", "0", NULL, &c->threads,
          0, 0, NULL},
@@ -172,6 +178,10 @@ static int parse_choice(struct pipeline *p)
         return wrong("--scaling is strong, weak, or strong,weak");
     if (find_name(c->device, strlen(c->device), devices, 4) < 0)
         return wrong("--device is auto, cpu, cuda or reference");
+    if (!coordinator_transport_known(c->transport))
+        return wrong("--transport is auto, nccl, ipc, ipc-host or mpi");
+    if (strcmp(c->head, "all") != 0 && strcmp(c->head, "last") != 0)
+        return wrong("--head is all or last");
     if (!c->model)
         return wrong("which model? give --model FILE");
     p->format = (enum bench_format)format;
@@ -292,8 +302,10 @@ int pipeline_parse(struct pipeline *p, int argc, char **argv)
                                          .stages = "1",
                                          .threads = "0",
                                          .scaling = "strong",
+                                         .head = "all",
                                          .through = "loop",
                                          .device = "auto",
+                                         .transport = "auto",
                                          .output = "md"};
     int status = parse_options(&p->choice, argc, argv);
     return status ? status : parse_choice(p);

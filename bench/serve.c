@@ -41,6 +41,8 @@ struct serve {
     /* The coordinator's last Status. */
     Gptoss__ServerMessage *status;
     uint64_t n_status;
+    double hops; /* sum of the hop times that it told while requests were under way */
+    uint32_t n_hops;
     double heard;
 
     /* The run under way. */
@@ -106,6 +108,10 @@ static void take(struct serve *s, Gptoss__ServerMessage *message)
             proto_free(&s->status->base);
         s->status = message;
         s->n_status++;
+        if (message->status->hop_seconds > 0) {
+            s->hops += message->status->hop_seconds;
+            s->n_hops++;
+        }
         return;
     case GPTOSS__SERVER_MESSAGE__BODY_OUTPUT: {
         int64_t i = number_of(s, &message->output->request_id);
@@ -423,6 +429,8 @@ static int run_requests(struct serve *s, struct serve_log *log, uint32_t clients
         if (now > said + SAY_SECONDS) {
             said = now;
             say(log);
+            if ((code = ask_status(s, err, err_size)))
+                break;
         }
     }
     s->log = NULL;
@@ -478,7 +486,9 @@ static void fill_result(const struct serve *s, struct serve_result *result,
              status->n_stages ? status->stages[0]->device : "");
     result->stages = (uint32_t)status->n_stages;
     result->cpu = seconds > 0 ? cpu / seconds : 0;
-    result->steps = result->bubble = -1;
+    result->steps = result->bubble = result->hop_us = -1;
+    if (s->n_hops)
+        result->hop_us = s->hops / s->n_hops * 1e6;
     if (after->steps >= before->steps)
         result->steps = (double)(after->steps - before->steps);
     if (!before->known || !after->known || before->stages != after->stages || seconds <= 0)
@@ -513,6 +523,7 @@ static int run_once(struct serve *s, struct serve_report *report, uint32_t clien
         gmtime_r(&now, &utc);
         strftime(result.time, sizeof result.time, "%Y-%m-%dT%H:%M:%SZ", &utc);
         double cpu = cpu_seconds();
+        s->hops = s->n_hops = 0;
         code = run_requests(s, &log, clients, err, sizeof err);
         cpu = cpu_seconds() - cpu;
         if (!code)

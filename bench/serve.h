@@ -95,7 +95,7 @@ struct serve_result {
     /* Of the ranks and the coordinator, over the run; < 0: not known. */
     uint32_t stages;
     char model[512], device[128];
-    double steps, bubble;
+    double steps, bubble, hop_us;
     double busy[64]; /* share of each stage, of the first 64 */
     double cpu;      /* share of a core that this program took */
 };

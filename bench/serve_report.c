@@ -13,12 +13,11 @@
 static const double percents[] = {50, 90, 95, 99};
 enum { N_PERCENTS = sizeof percents / sizeof *percents };
 
-enum { DONE_COLUMNS = 13, WAIT_COLUMNS = 8, CELL = 48 };
+enum { DONE_COLUMNS = 14, WAIT_COLUMNS = 8, CELL = 48 };
 
 static const char *const done_headings[DONE_COLUMNS] = {
-    "load",       "requests",       "refused",       "failed",     "seconds",
-    "output t/s", "at full load",   "total t/s",     "requests/s", "steps",
-    "bubble",     "busy of stages", "load generator"};
+    "load",      "requests",   "refused", "failed", "seconds", "output t/s",     "at full load",
+    "total t/s", "requests/s", "steps",   "bubble", "hop",     "busy of stages", "load generator"};
 static const char *const wait_headings[WAIT_COLUMNS] = {"load", "ms",  "mean", "p50",
                                                         "p90",  "p95", "p99",  "max"};
 
@@ -103,12 +102,14 @@ static void add_rows(struct serve_report *report, const struct serve_result *res
         snprintf(cells[9], CELL, "%.0f", result->steps);
     if (result->bubble >= 0)
         snprintf(cells[10], CELL, "%.1f %%", 100 * result->bubble);
+    if (result->hop_us >= 0)
+        snprintf(cells[11], CELL, "%.1f µs", result->hop_us);
     for (uint32_t s = 0; result->bubble >= 0 && s < result->stages && s < 8; s++) {
-        size_t used = strlen(cells[11]);
-        snprintf(cells[11] + used, CELL - used, "%s%.0f%s", s ? ", " : "", 100 * result->busy[s],
+        size_t used = strlen(cells[12]);
+        snprintf(cells[12] + used, CELL - used, "%s%.0f%s", s ? ", " : "", 100 * result->busy[s],
                  s + 1 == result->stages ? " %" : "");
     }
-    snprintf(cells[12], CELL, "%.1f %% of a core", 100 * result->cpu);
+    snprintf(cells[13], CELL, "%.1f %% of a core", 100 * result->cpu);
     table_row(report->done, pointers);
 
     name_times(log, named);
@@ -157,6 +158,7 @@ static void print_fields(struct serve_report *report, const struct serve_result 
     fields_real(&f, "total_token_throughput", speeds.total);
     fields_known(&f, "steps", result->steps);
     fields_known(&f, "bubble", result->bubble);
+    fields_known(&f, "hop_us", result->hop_us);
     fields_array(&f, "busy", result->busy, result->stages < 64 ? result->stages : 64, 1, 6);
     fields_real(&f, "load_generator_cpu", result->cpu);
     name_times(log, named);

@@ -181,6 +181,11 @@ static double pass(struct sim *s, const struct cost_work *work, double ready)
         s->free_at[i] = at;
         s->spans[s->n_spans++] = (struct span){from, at};
     }
+    /* The rows of a cut head go to every stage, which does its part before anything else (its time is
+     * in what the step takes there), and come back. */
+    const struct plan_stage *last = &s->plan->stages[s->o->n_stages - 1];
+    if (work->samples > 0 && last->head_count < s->o->model->vocabulary)
+        at += 2 * hop(s, work->samples);
     return at;
 }
 

@@ -65,8 +65,8 @@ static int parse_options(struct choice *o, int argc, char **argv)
          "GPTOSS_STEP_TOKENS", &o->step_tokens, 1, 8192, NULL},
         {CLI_STRING, "kv-type", 0, "TYPE", "f32, f16 or bf16", "as in the costs", "GPTOSS_KV_TYPE",
          &o->kv_type, 0, 0, NULL},
-        {CLI_FLOAT, "token-gap", 0, "MS", "see gptoss-coordinator --help", "50", "GPTOSS_TOKEN_GAP",
-         &o->token_gap, 0.1, 1e6, NULL},
+        {CLI_FLOAT, "token-gap", 0, "MS", "see gptoss-coordinator --help", "50, on CPUs 200",
+         "GPTOSS_TOKEN_GAP", &o->token_gap, 0.1, 1e6, NULL},
         {CLI_FLOAT, "memory", 0, "GIB", "free memory of each rank", "as in the costs", NULL,
          &o->memory, 0, 1e6, NULL},
         {.type = CLI_GROUP, .text = "Output"},
@@ -252,12 +252,8 @@ static int run_all(const struct choice *o, const struct bench_list *stages, stru
 
 int bench_simulate(int argc, char **argv)
 {
-    struct choice o = {.stages = "1,2,4,8",
-                       .format = "text",
-                       .requests = 1000,
-                       .prompt = 1000,
-                       .output = 1000,
-                       .token_gap = 50};
+    struct choice o = {
+        .stages = "1,2,4,8", .format = "text", .requests = 1000, .prompt = 1000, .output = 1000};
     char err[1024] = "", path[PATH_MAX];
     int status = parse_options(&o, argc, argv);
     if (status)

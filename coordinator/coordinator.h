@@ -33,13 +33,14 @@ struct coordinator_options {
     const struct gguf_model *model; /* lent */
     const char *model_path;         /* absolute, as the ranks will open it; lent */
     const char *device;             /* told to the ranks; NULL: auto; lent */
+    const char *transport;          /* of all edges; NULL or "auto": the best there is; lent */
     uint32_t threads;               /* told to the ranks; 0: they choose */
     uint32_t context;               /* positions of a sequence; 0: the plan's default */
     uint32_t sequences;             /* at a time; 0: the plan's default */
     uint32_t kv_tokens;             /* KV positions of all sequences; 0: as many as fit */
     uint32_t step_tokens;           /* of a step; 0: 2048, or 128 where all ranks are CPUs */
-    /* A prompt delays the tokens of others to one in this time, where they alone do not take half of it
-     * already; 0: 50 ms */
+    /* Prompts delay the tokens of others to one in this time, or to a third of their speed; 0: 50 ms,
+     * or 200 where all ranks are CPUs */
     uint64_t gap_us;
     enum plan_kv_type kv_type;
     bool kv_type_given; /* else f16 on GPUs, f32 on CPUs */
@@ -52,7 +53,7 @@ struct coordinator_options {
     size_t max_queue_bytes;    /* of their prompts; 0: 256 MiB */
     uint32_t max_client;       /* requests of one connection; 0: any number */
     uint64_t step_deadline_us; /* 0: 300 s */
-    uint64_t silence_us;       /* a rank that says nothing for so long is lost; 0: 15 s */
+    uint64_t silence_us;       /* a rank that says nothing for so long is lost; 0: 0.8 s */
     uint64_t seed;             /* of the seeds chosen for requests that name none */
     uint64_t epoch;            /* the last epoch that was used; the first world gets one more */
     bool journal;              /* hand out COORDINATOR_KEEP, and wait for coordinator_kept */
@@ -78,11 +79,12 @@ void coordinator_tick(struct coordinator *c, uint64_t now_us);
 uint64_t coordinator_next(const struct coordinator *c, uint64_t now_us);
 
 enum coordinator_event_kind {
-    COORDINATOR_SEND,       /* bytes to peer on side */
-    COORDINATOR_LOG,        /* text at level (enum log_level) */
-    COORDINATOR_SERVING,    /* the world of ranks is ready; text is the table of the plan */
-    COORDINATOR_LOST,       /* the world of ranks is gone; text says why */
-    COORDINATOR_KEEP,       /* a record for the journal; code 1: it has to be on disk soon */
+    COORDINATOR_SEND,    /* bytes to peer on side */
+    COORDINATOR_LOG,     /* text at level (enum log_level) */
+    COORDINATOR_SERVING, /* the world of ranks is ready; text is the table of the plan */
+    COORDINATOR_LOST,    /* the world of ranks is gone; text says why; code is that of a rank that
+                               failed by itself, or EXIT_FAILED */
+    COORDINATOR_KEEP,    /* a record for the journal; code 1: it has to be on disk soon */
     COORDINATOR_IMPOSSIBLE, /* no world of this size can run the model here; code is an exit code */
 };
 
@@ -110,6 +112,14 @@ int coordinator_restore(struct coordinator *c, const void *bytes, size_t size, u
  * a journal keeps them, and tell the ranks to leave. */
 void coordinator_drain(struct coordinator *c, uint64_t now_us);
 void coordinator_stop(struct coordinator *c, const char *reason, uint64_t now_us);
+/* Whoever started the ranks saw that one of them, by its process id, has ended or does not run. False:
+ * none of the world has that id. */
+bool coordinator_rank_ended(struct coordinator *c, int64_t pid, const char *what, uint64_t now_us);
+/* … that it does run: a rank that says nothing is then taken for starved, for a while. */
+void coordinator_rank_runs(struct coordinator *c, int64_t pid, uint64_t now_us);
+/* What is known of the last loss of the ranks, before the next ones serve: that it was somebody's doing,
+ * and no request is to blame, or not. */
+void coordinator_verdict(struct coordinator *c, bool foreign);
 /* The ranks' process ended: what it held is lost. */
 void coordinator_world_ended(struct coordinator *c, const char *reason, uint64_t now_us);
 
@@ -124,9 +134,20 @@ void coordinator_world_ended(struct coordinator *c, const char *reason, uint64_t
 void coordinator_plan_message(const struct plan *plan, uint32_t stage, uint64_t step_deadline_ms,
                               Gptoss__Plan *m);
 
-/* The transport of an edge: the best that both ends have. from and to are Join.transports of the two
- * ranks; ipc needs one host. NULL: nothing joins them. Static memory. */
-const char *coordinator_transport(const char *from, const char *to, bool same_host);
+/* The transport of an edge, of what its two ranks said in Join: between GPUs nccl, else ipc; on one GPU,
+ * which NCCL refuses, ipc-host, or ipc under MPS; between CPUs mpi. All ipc within one host only.
+ * `wanted`: that one or none; NULL or "auto": the best that both ends have. NULL: nothing joins them.
+ * Static memory. */
+struct coordinator_end {
+    const char *host, *device_uuid, *transports;
+};
+const char *coordinator_transport(const struct coordinator_end *from,
+                                  const struct coordinator_end *to, const char *wanted);
+bool coordinator_transport_known(const char *wanted); /* of --transport */
+
+/* The i-th edge of n ranks in the order in which all open theirs: from rank `result` to the next; the
+ * last one's next is rank 0, the ring. Even ranks first, so that no edge waits for many before it. */
+uint32_t coordinator_edge(uint32_t n, uint32_t i);
 
 bool coordinator_has_ranks(const struct coordinator *c); /* all of a world have said Hello */
 

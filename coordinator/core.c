@@ -23,9 +23,7 @@ int coordinator_create(struct coordinator **out, const struct coordinator_option
     if (!c->options.step_deadline_us)
         c->options.step_deadline_us = 300 * (uint64_t)CORE_SECOND;
     if (!c->options.silence_us)
-        c->options.silence_us = 15 * (uint64_t)CORE_SECOND;
-    if (!c->options.gap_us)
-        c->options.gap_us = 50000;
+        c->options.silence_us = 8 * (uint64_t)CORE_SECOND / 10;
     c->model_path = strdup(options->model_path);
     c->epoch = options->epoch;
     c->seed_state = options->seed;
@@ -288,8 +286,9 @@ uint64_t coordinator_next(const struct coordinator *c, uint64_t now_us)
     if (requests_count(c, REQUEST_ENCODING) > c->n_keeping)
         return now_us;
     uint64_t next = requests_next(c, now_us);
-    if (c->world.state != WORLD_NONE && c->heartbeat_us < next)
-        next = c->heartbeat_us;
+    uint64_t ranks = watch_next(c, now_us);
+    if (ranks < next)
+        next = ranks;
     if (trace_next(c, now_us) < next)
         next = trace_next(c, now_us);
     return next < now_us ? now_us : next;
@@ -315,10 +314,27 @@ void coordinator_stop(struct coordinator *c, const char *reason, uint64_t now_us
     ranks_shutdown(c, reason);
 }
 
+bool coordinator_rank_ended(struct coordinator *c, int64_t pid, const char *what, uint64_t now_us)
+{
+    return watch_ended(c, pid, what, now_us);
+}
+
+void coordinator_rank_runs(struct coordinator *c, int64_t pid, uint64_t now_us)
+{
+    for (uint32_t i = 0; i < c->world.size; i++)
+        if (c->world.ranks[i].here && c->world.ranks[i].pid == pid)
+            c->world.ranks[i].seen_us = now_us;
+}
+
+void coordinator_verdict(struct coordinator *c, bool foreign)
+{
+    requests_verdict(c, foreign);
+}
+
 void coordinator_world_ended(struct coordinator *c, const char *reason, uint64_t now_us)
 {
     if (c->world.state != WORLD_NONE)
-        ranks_lose(c, now_us, "%s", reason);
+        ranks_lose(c, NULL, now_us, "%s", reason);
 }
 
 bool coordinator_has_ranks(const struct coordinator *c)

@@ -9,6 +9,7 @@
 #include "coordinator/coordinator.h"
 #include "coordinator/harmony.h"
 #include "coordinator/metrics.h"
+#include "coordinator/patience.h"
 #include "coordinator/prefix.h"
 #include "coordinator/times.h"
 #include "coordinator/tokenizer.h"
@@ -30,8 +31,16 @@
 #define CORE_EVENT_BYTES     4096    /* of an event's memory that are kept for the next one */
 #define CORE_SECOND          1000000 /* µs */
 #define CORE_PROGRESS_US     CORE_SECOND
-#define CORE_HEARTBEAT_US    CORE_SECOND
-#define CORE_ASK_US          5000 /* between two questions how the ranks are */
+#define CORE_HEARTBEAT_US    (CORE_SECOND / 10)
+#define CORE_GAP_US          (CORE_SECOND / 8) /* most of a rank's silence that one tick may add */
+#define CORE_LATE_TIMES      8 /* a busy host: so many times our own delay is granted to ranks … */
+#define CORE_LATE_US         (CORE_SECOND / 4) /* … and no more of it than this */
+#define CORE_SEEN_US                                                                               \
+    (CORE_SECOND / 2) /* a rank that was seen running so lately may say nothing … */
+#define CORE_STARVED_US (10 * (uint64_t)CORE_SECOND)  /* … for so long: the host is busy */
+#define CORE_JOINING_US (120 * (uint64_t)CORE_SECOND) /* ranks that do not come, or … */
+#define CORE_LOADING_US (120 * (uint64_t)CORE_SECOND) /* … that load and do not move */
+#define CORE_ASK_US     5000                          /* between two questions how the ranks are */
 
 struct core_peer {
     unsigned char bytes[PROTO_PEER_MAX];
@@ -108,8 +117,8 @@ struct request {
     uint64_t record;   /* when so many records are */
 
     /* A request that brings the ranks down is not replayed for ever. */
-    uint32_t deaths;
-    size_t tokens_at_death;
+    uint32_t deaths; /* in a row, with rows in flight; a token gained makes it 0 */
+    bool mourned;    /* at the last one */
 };
 
 /* A row of a step in flight. */
@@ -130,7 +139,12 @@ struct step {
 struct rank {
     bool here, joined, ready;
     struct core_peer peer;
-    uint64_t heard_us;
+    uint32_t pid;
+    uint64_t heard_us;  /* its last sign of life */
+    uint64_t silent_us; /* since then, without the time in which we did not listen */
+    uint64_t seen_us;   /* when whoever started it last saw it running; 0: nobody looks */
+    uint64_t quiet_ms;  /* since the thread that runs steps was seen moving, as it says itself */
+    uint64_t computed;  /* the last step that it is done with, as far as we heard */
     char host[64], device[128], device_uuid[64], backend[32], transports[64];
     uint64_t memory_free;
     double bandwidth;
@@ -140,6 +154,7 @@ struct rank {
     uint32_t queue;
     uint64_t steps;
     struct times_clock clock;
+    int exit_code; /* with which it leaves, as it said; 0: it did not */
 };
 
 enum world_state { WORLD_NONE, WORLD_JOINING, WORLD_LOADING, WORLD_SERVING };
@@ -185,6 +200,8 @@ struct coordinator {
     struct world world;
     uint64_t epoch;
     uint64_t heartbeat_us; /* when the next ones are due */
+    uint64_t ticked_us;    /* when ranks_tick last looked */
+    uint64_t late_us;      /* by how much that was lately too late at most: the host is busy */
 
     /* While SERVING. */
     struct blocks full, window;
@@ -199,6 +216,9 @@ struct coordinator {
     uint32_t n_running;
     struct step *steps; /* [plan.steps_in_flight]; step n at (n − 1) % steps_in_flight */
     uint64_t next_step, oldest_step; /* numbers; in flight: oldest … next − 1 */
+    uint64_t result_us;              /* when the last result came */
+    struct patience patience;
+    bool on_trial;                   /* kv.c: a request may be, see there */
     struct row_buffers *row_buffers; /* sched.c: where a step is put together */
     struct wire_result result;       /* core.c: the last one that came */
     struct answer *answer;           /* requests.c: the text of one token */
@@ -211,6 +231,7 @@ struct coordinator {
     uint32_t n_costs;
     bool costs_told;             /* the stages tell what their steps took */
     struct cost_past *cost_past; /* costs.c: the steps that stages may still tell of */
+    uint64_t gap_us;             /* options.gap_us, or the default for these ranks */
     double decode_seconds;       /* what the last step's decode rows take */
 
     struct event *events; /* [events_capacity] a ring */
@@ -254,9 +275,15 @@ void requests_finish(struct coordinator *c, struct request *r, Gptoss__Finished_
                      Gptoss__Code code, const char *text, uint64_t now);
 void requests_refuse(struct coordinator *c, const struct core_peer *peer, const void *id,
                      size_t id_size, Gptoss__Code code, uint64_t retry_ms, const char *text);
-/* The ranks are lost. A request whose rows were in their steps at CORE_DEATHS_MAX losses in a row, with
- * no token gained in between, is answered with an error. */
-void requests_mourn(struct coordinator *c, uint64_t now);
+/* The ranks are lost: the deaths of requests whose rows were in their steps are counted … */
+void requests_mourn(struct coordinator *c);
+/* … unless somebody else turns out to be the cause. */
+void requests_verdict(struct coordinator *c, bool foreign);
+/* Other ranks serve. A request with CORE_DEATHS_MAX deaths in a row, no token gained in between, is
+ * answered with an error. */
+void requests_judge(struct coordinator *c, uint64_t now);
+/* The ranks are gone: whoever waits is told at the next tick. */
+void requests_pause(struct coordinator *c);
 uint32_t requests_count(const struct coordinator *c, enum request_state state);
 void requests_destroy(struct request *r);
 struct request *requests_find(const struct coordinator *c, ProtobufCBinaryData id);
@@ -286,9 +313,22 @@ void ranks_tick(struct coordinator *c, uint64_t now);
 void ranks_ask(struct coordinator *c, uint64_t now); /* how they are */
 void ranks_shutdown(struct coordinator *c, const char *reason);
 /* The world cannot go on: the ranks that are left are told to leave, every running request waits for
- * the next world. */
-void ranks_lose(struct coordinator *c, uint64_t now, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
+ * the next world. `rank` is the one to blame, or NULL. */
+void ranks_lose(struct coordinator *c, const struct rank *rank, uint64_t now, const char *format,
+                ...) __attribute__((format(printf, 4, 5)));
 void ranks_status(const struct coordinator *c, Gptoss__Status *status);
+
+/* watch.c */
+/* "rank 2 on spruce (pid 711)": as much of it as is known. */
+const char *watch_name(const struct coordinator *c, const struct rank *rank, char name[128]);
+/* The step that a rank to blame was at, and when it was last heard of. */
+void watch_signs(const struct coordinator *c, const struct rank *rank, uint64_t now, char *text,
+                 size_t text_size);
+/* A rank that must be given up, if there is one. True: the ranks were lost. */
+bool watch_judge(struct coordinator *c, uint64_t now);
+/* A process of a rank has ended, or does not run. False: it is none of the world's. */
+bool watch_ended(struct coordinator *c, int64_t pid, const char *what, uint64_t now);
+/* When to judge again, or to send heartbeats. */
+uint64_t watch_next(const struct coordinator *c, uint64_t now);
 
 #endif

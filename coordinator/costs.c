@@ -13,7 +13,9 @@ static struct plan_rank rank_of(const struct rank *r)
                               .weights_in_place = strcmp(r->backend, "cuda") != 0};
 }
 
-#define PAST 4096 /* steps */
+#define PAST       4096 /* steps */
+#define GAP_US     50000
+#define CPU_GAP_US 200000
 
 struct cost_past {
     struct {
@@ -30,10 +32,11 @@ void costs_create(struct coordinator *c)
 {
     uint32_t n = c->world.size;
     struct cost_stage *costs = base_alloc(n, sizeof *costs);
-    bool same = c->n_costs == n;
+    bool same = c->n_costs == n, all_cpu = true;
     for (uint32_t s = 0; s < n; s++) {
         struct plan_rank rank = rank_of(&c->world.ranks[s]);
         cost_stage_init(&costs[s], c->options.model, c->world.plan, s, &rank);
+        all_cpu = all_cpu && rank.weights_in_place;
         same = same && memcmp(costs[s].unit, c->costs[s].unit, sizeof costs[s].unit) == 0;
     }
     if (same) { /* ranks that came back */
@@ -47,6 +50,7 @@ void costs_create(struct coordinator *c)
     c->cost_past = base_alloc(1, sizeof *c->cost_past);
     c->cost_past->last = base_alloc(n, sizeof *c->cost_past->last);
     c->costs_told = false;
+    c->gap_us = c->options.gap_us ? c->options.gap_us : all_cpu ? CPU_GAP_US : GAP_US;
     c->decode_seconds = 0;
 }
 

@@ -6,16 +6,15 @@
  *      of the work that all decoding sequences are, so that S steps of disjoint sequences, which cost
  *      every stage the same, fill the pipeline. A row may be issued before its token is known ("the
  *      one last sampled for this slot"), one sample ahead, so that no round trip to the coordinator
- *      stands between tokens; a row whose sample is still in the pipeline is left to a later step
- *      while there is other work.
+ *      stands between tokens; but never sooner after its last one than the other sequences' rows take.
  *   2. chunks of prompts, oldest first, as large as the step's time has room for. So a chunk shrinks
  *      with its depth and with the decode rows beside it. Chunks of one prompt follow one another
  *      without waiting.
  *
  * How long a step may take: while sequences decode, their tokens come one round of the pipeline apart.
- * So a step with prompts takes the S-th part of options.gap_us at most, or twice what its decode rows
- * take alone, whichever is more: prompts never starve, and slow the others to half their speed at
- * most, or to one token in each gap. While none decodes, a step is as long as gets the prompts through
+ * So a step with prompts takes the S-th part of the gap at most, or three times what its decode rows
+ * take alone, whichever is more: prompts never starve, and slow the others to a third of their speed
+ * at most, or to one token in each gap. While none decodes, a step is as long as gets the prompts through
  * the pipeline soonest. What a step takes is the cost model's word (plan/cost.h); its tokens are
  * bounded by the plan in any case. Nothing of this changes a bit of any result.
  */
@@ -24,6 +23,7 @@
 
 #include "coordinator/sched.h"
 
+#define SLOWER      3  /* times its decode rows' time that a step with prompts may take */
 #define CHUNK_MIN   4  /* tokens of a prompt that a step takes, whatever it costs */
 #define CHUNK_ROUND 16 /* larger chunks are multiples of this */
 #define CHUNKS_MAX  64 /* that prompts are cut into, to fill the pipeline, … */
@@ -75,9 +75,10 @@ static uint32_t decoding(const struct coordinator *c, double *part)
     return n;
 }
 
-/* `waiting_ones`: those whose sample is in the pipeline; a step with such a row waits at stage 0. */
+/* Rows whose last one is `distance` steps away at least. A row whose sample is in the pipeline waits at
+ * stage 0, and all steps behind it with it. */
 static void add_decode_rows(struct coordinator *c, struct step *step, double part,
-                            bool waiting_ones)
+                            uint32_t distance)
 {
     const struct plan *plan = c->world.plan;
     struct request **candidates = c->row_buffers->candidates;
@@ -87,8 +88,7 @@ static void add_decode_rows(struct coordinator *c, struct step *step, double par
         struct request *r = c->running[i];
         if (!may_decode(c, r) || r->last_step == step->number)
             continue;
-        bool early = r->issued == r->tokens.count && r->last_step + plan->n_stages > step->number;
-        if (early != waiting_ones)
+        if (r->issued == r->tokens.count && r->last_step + distance > step->number)
             continue;
         ordered &= n == 0 || candidates[n - 1]->last_step <= r->last_step;
         candidates[n++] = r;
@@ -207,18 +207,25 @@ static double target_seconds(const struct coordinator *c, const struct step *ste
     double decode = c->decode_seconds;
     if (step->n_rows)
         decode = cost_slowest(c->costs, plan->n_stages, &step->work);
-    return fmax((double)c->options.gap_us * 1e-6 / plan->n_stages, 2 * decode);
+    return fmax((double)c->gap_us * 1e-6 / plan->n_stages, SLOWER * decode);
 }
 
 void form_rows(struct coordinator *c, struct step *step)
 {
     double part;
     uint32_t n = decoding(c, &part);
-    add_decode_rows(c, step, part, false);
+    uint32_t stages = c->world.plan->n_stages;
+    add_decode_rows(c, step, part, stages);
     if (step->n_rows)
         c->decode_seconds = cost_slowest(c->costs, c->world.plan->n_stages, &step->work);
-    if (n < c->n_running) /* there are prompts */
+    if (n < c->n_running) { /* there are prompts */
+        /* Prompts alone do not queue up in front of those that decode: one step more than stages. */
+        uint64_t in_flight = c->next_step - c->oldest_step;
+        if (n && step->n_rows == 0 && in_flight > stages)
+            return;
         add_prompt_rows(c, step, n ? target_seconds(c, step) : pipeline_target(c));
-    if (step->n_rows == 0)
-        add_decode_rows(c, step, part, true);
+    }
+    /* Fewer sequences than stages: a round of them is shorter. */
+    if (step->n_rows == 0 && n < stages)
+        add_decode_rows(c, step, part, n);
 }

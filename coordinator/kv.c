@@ -143,12 +143,27 @@ static void begin(struct coordinator *c, struct request *r, uint32_t slot, size_
     }
 }
 
+/* A request that was there when the ranks were lost, so often in a row that one more loss ends it, is
+ * tried with none beside it but such as have gained tokens since: it shall not die for another. */
+static bool on_trial(const struct request *r)
+{
+    return r->deaths + 1 == CORE_DEATHS_MAX;
+}
+
 void kv_admit(struct coordinator *c, uint64_t now)
 {
     uint32_t slot = 0;
     size_t promised = 0, running = c->n_running, waiting = requests_count(c, REQUEST_WAITING);
+    bool trial = false;
     if (waiting == 0 || running == c->world.plan->sequences)
         return;
+    for (size_t i = 0; i < c->n_requests && c->on_trial; i++) {
+        const struct request *r = c->requests[i];
+        if (r->state == REQUEST_RUNNING && on_trial(r))
+            return;
+        trial |= r->state == REQUEST_WAITING && on_trial(r);
+    }
+    c->on_trial = trial;
     for (uint32_t i = 0; i < c->n_running; i++) {
         const struct request *r = c->running[i];
         size_t need = blocks_for(c, r->tokens.count + 1);
@@ -159,6 +174,8 @@ void kv_admit(struct coordinator *c, uint64_t now)
         if (r->state != REQUEST_WAITING)
             continue;
         waiting--;
+        if (trial && !on_trial(r))
+            continue;
         while (slot < c->world.plan->sequences && c->slots[slot])
             slot++;
         if (slot == c->world.plan->sequences)
@@ -186,6 +203,8 @@ void kv_admit(struct coordinator *c, uint64_t now)
             return;
         }
         begin(c, r, slot, hit.blocks, now);
+        if (trial)
+            return;
         promised += need;
         running++;
     }

@@ -20,10 +20,13 @@
 #include "coordinator/launch.h"
 #include "proto/proto.h"
 
-#define LOOP_BATCH    256   /* messages taken from a socket before time passes */
-#define LOOP_RETRIES  3     /* launches in a row that never came to serve */
-#define DESCRIPTORS   65536 /* not more: mpirun closes all that it may have, one by one */
-#define LOOP_RETRY_US 1000000
+#define LOOP_BATCH    256      /* messages taken from a socket before time passes */
+#define LOOP_RETRIES  5        /* launches in a row that never came to serve, before any did */
+#define LOOP_GRACE_US 300000   /* for ranks that leave by themselves: they may have words to say */
+#define LOOP_DEATH_US 150000   /* for mpirun, to tell how a rank has died */
+#define LOOP_JOIN_US  30000000 /* launched ranks that have not said Hello by then hang … */
+#define LOOP_RETRY_US 5000000  /* between launches that fail for reasons that do not pass */
+#define DESCRIPTORS   65536    /* not more: mpirun closes all that it may have, one by one */
 #define LOOP_COSTS_US 10000000
 
 struct loop {
@@ -38,9 +41,14 @@ struct loop {
     char workers_endpoint[256];            /* as launched ranks connect to it */
     unsigned char dropped[PROTO_PEER_MAX]; /* the last one that did not read: told once */
     size_t dropped_size;
-    uint32_t failures;  /* launches in a row that never came to serve */
-    uint64_t launch_at; /* when to launch again; 0: not asked for */
-    int code;           /* exit code, once ending */
+    bool served;  /* launched ranks once came to serve: then accepted requests wait for others */
+    bool foreign; /* somebody stopped one of them */
+    uint32_t failures;    /* launches in a row that never came to serve */
+    uint64_t launch_at;   /* when to launch again; 0: not asked for */
+    uint64_t launched_us; /* when they were; 0: they have joined */
+    int lost_code;        /* with which launched ranks said that they leave; 0: they did not */
+    uint64_t lost_us;     /* when the ranks that last served were lost; 0: they serve */
+    int code;             /* exit code, once ending */
     bool ending;
     char *err;
     size_t err_size;
@@ -97,30 +105,113 @@ static void launch(struct loop *l)
 {
     char err[512];
     l->launch_at = 0;
+    l->lost_code = 0;
+    l->foreign = false;
+    l->launched_us = clock_us();
     log_info("starting mpirun -np %u %s", l->options->launch, l->options->worker);
     if (launch_start(&l->launch, l->options->worker, l->options->launch, l->workers_endpoint, err,
-                     sizeof err))
+                     sizeof err) == 0)
+        return;
+    if (!l->served)
         end(l, EXIT_FAILED, err);
+    log_error("%s", err);
+    l->launch_at = l->launched_us + LOOP_RETRY_US;
 }
 
-/* The launched ranks are no more; once more, unless they never come to serve. */
+static bool is_hopeless(int code)
+{
+    return code == EXIT_USAGE || code == EXIT_MODEL || code == EXIT_MEMORY || code == 127;
+}
+
+/* The launched ranks are no more: again, and at once if they had served. Accepted requests wait for as
+ * long as it takes; only ranks that never served at all are given up. */
 static void launch_again(struct loop *l, uint64_t now, int code)
 {
     char text[256];
-    launch_stop(&l->launch, 2);
     if (l->ending)
         return;
-    bool hopeless = code == EXIT_USAGE || code == EXIT_MODEL || code == EXIT_MEMORY || code == 127;
-    if (hopeless || ++l->failures >= LOOP_RETRIES) {
-        snprintf(
-            text, sizeof text,
-            "the ranks ended %u time%s before they could serve (mpirun's exit code is %d): see "
-            "what they said above",
-            l->failures ? l->failures : 1, l->failures > 1 ? "s" : "", code);
-        end(l, hopeless && code != 127 ? code : EXIT_FAILED, text);
+    code = l->lost_code ? l->lost_code : code;
+    l->failures++;
+    if (!l->served && (is_hopeless(code) || l->failures >= LOOP_RETRIES)) {
+        snprintf(text, sizeof text,
+                 "the ranks ended %u time%s before they could serve (exit code %d): see what they "
+                 "said above",
+                 l->failures, l->failures > 1 ? "s" : "", code);
+        end(l, is_hopeless(code) && code != 127 ? code : EXIT_FAILED, text);
         return;
     }
-    l->launch_at = now + LOOP_RETRY_US;
+    /* At once, mostly; a crash while loading is not to keep the host busy for ever. */
+    uint64_t wait = l->failures <= 3    ? 0
+                    : l->failures <= 10 ? LOOP_RETRY_US / 25
+                    : l->failures <= 30 ? LOOP_RETRY_US / 5
+                                        : LOOP_RETRY_US;
+    if (is_hopeless(code))
+        wait = LOOP_RETRY_US;
+    l->launch_at = now + wait;
+}
+
+/* A rank has died or was stopped. Where the world does not know it, it was not yet there. */
+static void rank_ended(struct loop *l, const struct launch_report *report, bool stopped,
+                       uint64_t now)
+{
+    char text[128];
+    const char *what = stopped ? "was stopped by a signal" : "died";
+    bool mpirun = report->pid == l->launch.pid;
+    l->foreign = stopped;
+    if (stopped)
+        launch_end(&l->launch, 0, now);
+    if (!mpirun && coordinator_rank_ended(l->c, report->pid, what, now))
+        return; /* COORDINATOR_LOST is under way */
+    snprintf(text, sizeof text, "%s (pid %d) %s", mpirun ? "mpirun" : "a rank that starts",
+             (int)report->pid, what);
+    log_warn("%s", text);
+    /* One that failed by itself has mpirun end the others, and tell its exit code. */
+    launch_end(&l->launch, LOOP_GRACE_US, now);
+    coordinator_world_ended(l->c, text, now);
+}
+
+static void see(void *arg, pid_t pid)
+{
+    struct loop *l = arg;
+    coordinator_rank_runs(l->c, pid, l->launch.looked_us);
+}
+
+static void watch_launch(struct loop *l, uint64_t now)
+{
+    char text[64];
+    struct launch_report report;
+    uint64_t looked = l->launch.looked_us;
+    for (enum launch_news news; (news = launch_tick(&l->launch, now, &report)) != LAUNCH_NOTHING;) {
+        if (news == LAUNCH_DIED || news == LAUNCH_STOPPED) {
+            rank_ended(l, &report, news == LAUNCH_STOPPED, now);
+            continue;
+        }
+        snprintf(text, sizeof text, "mpirun ended with exit code %d", report.code);
+        log_debug("%s", text);
+        coordinator_world_ended(l->c, text, now);
+        coordinator_verdict(l->c, report.foreign || l->foreign);
+        launch_again(l, now, report.code);
+    }
+    if (l->launch.looked_us != looked)
+        launch_running(&l->launch, see, l);
+    if (l->launched_us && coordinator_has_ranks(l->c))
+        l->launched_us = 0;
+    if (l->launched_us && l->launch.state == LAUNCH_RUNS && now > l->launched_us + LOOP_JOIN_US) {
+        log_error("the launched ranks have not come in %d s: they are started anew",
+                  LOOP_JOIN_US / 1000000);
+        l->launched_us = now;
+        coordinator_world_ended(l->c, "the launched ranks did not come", now);
+        launch_end(&l->launch, 0, now);
+    }
+    if (l->launch_at && now >= l->launch_at && l->launch.state == LAUNCH_NONE && !l->ending)
+        launch(l);
+}
+
+static void say_how_to_start(const struct loop *l)
+{
+    bool other = strcmp(l->workers_endpoint, "tcp://127.0.0.1:5556") != 0;
+    log_info("waiting for ranks: mpirun -np N gptoss-worker%s%s", other ? " --coordinator " : "",
+             other ? l->workers_endpoint : "");
 }
 
 /* ── messages ──────────────────────────────────────────────────────────────────────────────── */
@@ -192,6 +283,11 @@ static void handle(struct loop *l, const struct coordinator_event *event)
         break;
     case COORDINATOR_SERVING:
         l->failures = 0;
+        l->served = true;
+        if (l->lost_us)
+            log_info("the ranks serve again, %.2f s after the last ones were lost",
+                     (double)(clock_us() - l->lost_us) * 1e-6);
+        l->lost_us = 0;
         log_info("the ranks are ready:");
         log_lines(LOG_INFO, (const char *)event->bytes);
         log_info("serving on %s; try: gptoss-client%s%s \"Hello\"", l->options->clients_endpoint,
@@ -201,14 +297,23 @@ static void handle(struct loop *l, const struct coordinator_event *event)
                      : "");
         break;
     case COORDINATOR_LOST:
+        if (!l->lost_us && l->served)
+            l->lost_us = clock_us();
+        if (event->code != EXIT_FAILED)
+            l->lost_code = event->code;
         if (l->options->launch)
-            launch_again(l, clock_us(), EXIT_FAILED);
+            launch_end(&l->launch, event->code != EXIT_FAILED ? LOOP_GRACE_US : LOOP_DEATH_US,
+                       clock_us());
         else
-            log_info("waiting for ranks: mpirun -np N gptoss-worker");
+            say_how_to_start(l);
         break;
     case COORDINATOR_IMPOSSIBLE:
-        if (l->options->launch)
+        if (!l->options->launch)
+            break;
+        if (!l->served)
             end(l, event->code, (const char *)event->bytes);
+        l->lost_code = event->code;
+        launch_end(&l->launch, LOOP_GRACE_US, clock_us());
         break;
     }
 }
@@ -359,21 +464,26 @@ int loop_run(struct coordinator *c, const struct loop_options *options, char *er
     if (l.code != EXIT_DONE)
         goto done;
     reachable(&l);
-    if (options->launch)
+    if (options->launch) {
+        launch_open(&l.launch);
         launch(&l);
-    else
-        log_info("waiting for ranks: mpirun -np N gptoss-worker%s%s",
-                 strcmp(l.workers_endpoint, "tcp://127.0.0.1:5556") ? " --coordinator " : "",
-                 strcmp(l.workers_endpoint, "tcp://127.0.0.1:5556") ? l.workers_endpoint : "");
+    } else {
+        say_how_to_start(&l);
+    }
     while (!l.ending) {
         uint64_t now = clock_us(), next = coordinator_next(c, now);
-        if (l.launch_at && l.launch_at < next)
+        uint64_t look = launch_next(&l.launch, now);
+        if (look < next)
+            next = look;
+        if (l.launch_at && l.launch.state == LAUNCH_NONE && l.launch_at < next)
             next = l.launch_at;
         long wait = next > now ? (long)((next - now + 999) / 1000) : 0;
-        zmq_pollitem_t items[5] = {{.socket = l.ranks, .events = ZMQ_POLLIN},
+        zmq_pollitem_t items[6] = {{.socket = l.ranks, .events = ZMQ_POLLIN},
                                    {.socket = l.clients, .events = ZMQ_POLLIN},
                                    {.fd = signal_pipe[0], .events = ZMQ_POLLIN}};
         int n_items = 3;
+        if (l.launch.state == LAUNCH_RUNS && l.launch.events >= 0)
+            items[n_items++] = (zmq_pollitem_t){.fd = l.launch.events, .events = ZMQ_POLLIN};
         if (l.guard)
             items[n_items++] =
                 (zmq_pollitem_t){.socket = proto_guard_socket(l.guard), .events = ZMQ_POLLIN};
@@ -390,6 +500,8 @@ int loop_run(struct coordinator *c, const struct loop_options *options, char *er
         receive(&l, COORDINATOR_RANKS);
         receive(&l, COORDINATOR_CLIENTS);
         now = clock_us();
+        if (options->launch)
+            watch_launch(&l, now);
         coordinator_tick(c, now);
         flush(&l);
 
@@ -397,19 +509,6 @@ int loop_run(struct coordinator *c, const struct loop_options *options, char *er
             write_costs(c, options->costs);
             costs_at = now + LOOP_COSTS_US;
         }
-        int code;
-        if (launch_ended(&l.launch, &code) && !l.ending) {
-            char text[64];
-            snprintf(text, sizeof text, "mpirun ended with exit code %d", code);
-            log_warn("%s", text);
-            /* With a world the loss of it starts the next one, without one this does. */
-            coordinator_world_ended(c, text, now);
-            flush(&l);
-            if (!l.launch_at && !l.ending)
-                launch_again(&l, now, code);
-        }
-        if (l.launch_at && now >= l.launch_at)
-            launch(&l);
         int arrived = signals - signals_seen;
         if (arrived > 0) {
             signals_seen += arrived;
@@ -434,7 +533,8 @@ int loop_run(struct coordinator *c, const struct loop_options *options, char *er
     write_costs(c, options->costs);
     coordinator_stop(c, "the coordinator is shutting down", clock_us());
     flush(&l);
-    launch_stop(&l.launch, joined ? 5 : 0);
+    if (options->launch)
+        launch_close(&l.launch, joined ? 5000000 : 0);
 done:
     proto_close(l.clients);
     proto_close(l.ranks);

@@ -18,11 +18,11 @@
 #define LAYERS_MAX 4096
 
 struct options {
-    const char *model, *bind, *workers_bind, *layers, *head, *kv_type, *device, *worker, *costs,
-        *keys, *allow, *journal;
+    const char *model, *bind, *workers_bind, *layers, *head, *kv_type, *device, *transport, *worker,
+        *costs, *keys, *allow, *journal;
     int64_t max_queue_mib, max_client, client_queue, launch, context, sequences, threads, max_queue,
         step_tokens, kv_tokens;
-    double drain, token_gap, step_deadline, silence;
+    double drain, token_gap, step_deadline, silence, bandwidth;
     bool plan_only, insecure, no_prefix_cache;
 };
 
@@ -75,26 +75,50 @@ static const char *worker_beside(void)
     return access(path, X_OK) == 0 ? path : "gptoss-worker";
 }
 
-/* The plans for 1, 2 and 4 ranks of unknown devices, or for as many as were asked for. */
-static int show_plans(const struct gguf_model *model, const struct coordinator_options *options,
-                      uint32_t ranks)
+static void add_prediction(struct table *table, const struct plan *plan,
+                           const struct gguf_model *model, const struct plan_rank *rank)
 {
-    uint32_t counts[3] = {1, 2, 4}, n = 3;
+    struct plan_prediction p;
+    char cells[4][32];
+    plan_predict(plan, model, NULL, rank, &p);
+    snprintf(cells[0], sizeof *cells, "%u", plan->n_stages);
+    const double values[] = {p.one, p.many, p.prompt};
+    for (int i = 0; i < 3; i++)
+        snprintf(cells[1 + i], sizeof *cells, values[i] < 100 ? "%.1f" : "%.0f", values[i]);
+    table_row(table, (const char *const[]){cells[0], cells[1], cells[2], cells[3]});
+}
+
+/* The plans for 1, 2, 4 and 8 ranks of unknown devices, or for as many as were asked for, and how fast
+ * they would be. */
+static int show_plans(const struct gguf_model *model, const struct coordinator_options *options,
+                      uint32_t ranks, double bandwidth)
+{
+    uint32_t counts[4] = {1, 2, 4, 8}, n = 4;
     if (ranks) {
         counts[0] = ranks;
         n = 1;
     }
     int code = EXIT_DONE;
+    bool gpu = options->device && strcmp(options->device, "cuda") == 0;
+    struct plan_rank rank = {.bandwidth = bandwidth, .weights_in_place = !gpu};
+    struct plan_rank same[8];
+    for (int i = 0; i < 8; i++)
+        same[i] = rank;
+    struct table *predicted =
+        table_create(4, (const char *const[]){"stages", "one sequence", "64 a stage", "prompts"});
     for (uint32_t i = 0; i < n; i++) {
         if (!ranks && counts[i] > model->n_layers)
             break;
         struct plan_options ask = {
             .n_ranks = counts[i],
+            .ranks = gpu && counts[i] <= 8 ? same : NULL,
             .layers = options->n_layers_given ? options->layers : NULL,
             .head = options->head,
             .context = options->context,
             .sequences = options->sequences,
-            .kv_type = options->kv_type,
+            .kv_type = options->kv_type_given ? options->kv_type
+                       : gpu                  ? PLAN_KV_F16
+                                              : PLAN_KV_F32,
             .kv_tokens = options->kv_tokens,
             .step_tokens = options->step_tokens,
         };
@@ -105,11 +129,17 @@ static int show_plans(const struct gguf_model *model, const struct coordinator_o
             code = EXIT_FAILED;
             continue;
         }
-        char *table = plan_table(plan, NULL);
+        char *table = plan_table(plan, ask.ranks);
         printf("%s%s", i ? "\n" : "", table);
         free(table);
+        add_prediction(predicted, plan, model, &rank);
         plan_destroy(plan);
     }
+    printf("\nPredicted tokens/s, for ranks that read %g GB/s (--bandwidth; --device cuda: GPUs); "
+           "gptoss-bench simulate predicts from measured costs:\n",
+           bandwidth / 1e9);
+    table_print(predicted, TABLE_TEXT, stdout);
+    table_destroy(predicted);
     return code;
 }
 
@@ -153,6 +183,7 @@ static int run(const struct options *o, const char *path, const uint32_t *layers
     struct coordinator_options options = {
         .model_path = path,
         .device = o->device,
+        .transport = o->transport,
         .threads = (uint32_t)o->threads,
         .context = (uint32_t)o->context,
         .sequences = (uint32_t)o->sequences,
@@ -176,7 +207,10 @@ static int run(const struct options *o, const char *path, const uint32_t *layers
         goto done;
     options.model = model;
     if (o->plan_only) {
-        code = show_plans(model, &options, n_layers ? n_layers : (uint32_t)o->launch);
+        bool gpu = strcmp(o->device, "cuda") == 0;
+        double gigabytes = o->bandwidth > 0 ? o->bandwidth : gpu ? 3000 : 20;
+        code =
+            show_plans(model, &options, n_layers ? n_layers : (uint32_t)o->launch, gigabytes * 1e9);
         goto done;
     }
     if (getrandom(&seed, sizeof seed, 0) != sizeof seed)
@@ -232,9 +266,8 @@ int main(int argc, char **argv)
         .head = "all",
         .max_queue = 512,
         .drain = 30,
-        .token_gap = 50,
         .step_deadline = 300,
-        .silence = 15,
+        .silence = 0.8,
     };
     const struct cli_option options[] = {
         {.type = CLI_GROUP, .text = "Model"},
@@ -243,7 +276,7 @@ int main(int argc, char **argv)
         {CLI_INT, "context", 'c', "T", "positions of one sequence, answer included",
          "the model's, at most 8192", "GPTOSS_CONTEXT", &o.context, 1, UINT32_MAX, NULL},
         {CLI_INT, "sequences", 's', "S", "sequences that are computed at a time",
-         "16, on GPUs up to 256", "GPTOSS_SEQUENCES", &o.sequences, 1, 4096, NULL},
+         "16, on GPUs up to 256 a stage", "GPTOSS_SEQUENCES", &o.sequences, 1, 4096, NULL},
         {CLI_STRING, "kv-type", 0, "TYPE", "type of the KV cache: f32, f16 or bf16",
          "f32 on CPUs, f16 on GPUs", "GPTOSS_KV_TYPE", &o.kv_type, 0, 0, NULL},
         {CLI_INT, "kv-tokens", 0, "T",
@@ -263,10 +296,16 @@ int main(int argc, char **argv)
         {CLI_STRING, "head", 0, "RANKS",
          "which ranks share the output matrix: all, or the last alone", "all", "GPTOSS_HEAD",
          &o.head, 0, 0, NULL},
-        {CLI_FLAG, "plan-only", 0, NULL, "print which layers would run where, and end", NULL, NULL,
-         &o.plan_only, 0, 0, NULL},
+        {CLI_FLAG, "plan-only", 0, NULL, "print which layers would run where and how fast, and end",
+         NULL, NULL, &o.plan_only, 0, 0, NULL},
+        {CLI_FLOAT, "bandwidth", 0, "GB",
+         "for --plan-only: 10⁹ bytes that a rank reads in a second, for what is predicted",
+         "20, with --device cuda 3000", NULL, &o.bandwidth, 0.01, 1e6, NULL},
         {CLI_STRING, "device", 'd', "DEVICE", "told to the ranks: auto, cpu, cuda or reference",
          "auto", "GPTOSS_DEVICE", &o.device, 0, 0, NULL},
+        {CLI_STRING, "transport", 0, "NAME",
+         "between ranks: nccl, ipc (GPUs of one host), ipc-host (one GPU) or mpi (CPUs)",
+         "auto: the best of each pair", "GPTOSS_TRANSPORT", &o.transport, 0, 0, NULL},
         {CLI_INT, "threads", 't', "T", "told to the ranks: threads of a CPU rank",
          "the host's cores, shared", "GPTOSS_THREADS", &o.threads, 1, 1024, NULL},
         {CLI_STRING, "worker", 0, "PATH", "gptoss-worker, for --launch", "beside this program",
@@ -304,12 +343,13 @@ int main(int argc, char **argv)
         {CLI_INT, "step-tokens", 0, "N", "tokens of one step", "2048, or 128 on CPUs",
          "GPTOSS_STEP_TOKENS", &o.step_tokens, 1, 8192, NULL},
         {CLI_FLOAT, "token-gap", 0, "MS",
-         "prompts delay the tokens of others to one in this time, or to half their speed", "50",
-         "GPTOSS_TOKEN_GAP", &o.token_gap, 0.1, 1e6, NULL},
-        {CLI_FLOAT, "step-deadline", 0, "SECONDS", "a step that takes longer has failed", "300",
+         "prompts delay the tokens of others to one in this time, or to a third of their speed",
+         "50, on CPUs 200", "GPTOSS_TOKEN_GAP", &o.token_gap, 0.1, 1e6, NULL},
+        {CLI_FLOAT, "step-deadline", 0, "SECONDS",
+         "a step that takes longer has failed, whatever is predicted", "300",
          "GPTOSS_STEP_DEADLINE", &o.step_deadline, 0.1, 1e6, NULL},
-        {CLI_FLOAT, "silence", 0, "SECONDS", "a rank that says nothing for so long is lost", "15",
-         "GPTOSS_SILENCE", &o.silence, 2, 1e6, NULL},
+        {CLI_FLOAT, "silence", 0, "SECONDS", "a rank that says nothing for so long is lost", "0.8",
+         "GPTOSS_SILENCE", &o.silence, 0.3, 1e6, NULL},
         {CLI_FLOAT, "drain-timeout", 0, "SECONDS",
          "after Ctrl-C, running requests have so long; a second Ctrl-C ends at once", "30",
          "GPTOSS_DRAIN_TIMEOUT", &o.drain, 0, 1e6, NULL},
@@ -327,7 +367,7 @@ int main(int argc, char **argv)
                     "gptoss-worker)\n"
                     "      serve with the ranks that you start\n"
                     "  gptoss-coordinator -m model.gguf --plan-only\n"
-                    "      show what 1, 2 and 4 ranks would hold, before anything is loaded\n",
+                    "      show what 1, 2, 4 and 8 ranks would hold, and how fast they would be\n",
         .notes = "Clients are answered on --bind: see gptoss-client --help, or write one from\n"
                  "proto/gptoss.proto. GPTOSS_LOG=debug says more, GPTOSS_LOG=warn less.",
         .options = options,
@@ -360,6 +400,8 @@ int main(int argc, char **argv)
         return usage("--device is auto, cpu, cuda or reference, not ", o.device);
     if (strcmp(o.head, "all") != 0 && strcmp(o.head, "last") != 0)
         return usage("--head is all or last, not ", o.head);
+    if (o.transport && !coordinator_transport_known(o.transport))
+        return usage("--transport is auto, nccl, ipc, ipc-host or mpi, not ", o.transport);
     if (n_layers && o.launch && o.launch != n_layers)
         return usage("--layers and --launch name different numbers of ranks", "");
     char path[PATH_MAX];

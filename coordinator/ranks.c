@@ -49,11 +49,10 @@ static void requeue_running(struct coordinator *c)
         }
 }
 
-void ranks_shutdown(struct coordinator *c, const char *reason)
+static void shut_down(struct coordinator *c, const char *reason, bool lost)
 {
-    if (c->world.state == WORLD_NONE)
-        return;
     Gptoss__Shutdown shutdown = GPTOSS__SHUTDOWN__INIT;
+    shutdown.lost = lost;
     shutdown.text = (char *)(uintptr_t)reason;
     for (uint32_t i = 0; i < c->world.size; i++)
         if (c->world.ranks[i].here) {
@@ -66,23 +65,34 @@ void ranks_shutdown(struct coordinator *c, const char *reason)
     world_clear(c);
 }
 
-void ranks_lose(struct coordinator *c, uint64_t now, const char *format, ...)
+void ranks_shutdown(struct coordinator *c, const char *reason)
 {
-    char text[512];
+    if (c->world.state != WORLD_NONE)
+        shut_down(c, reason, false);
+}
+
+void ranks_lose(struct coordinator *c, const struct rank *rank, uint64_t now, const char *format,
+                ...)
+{
+    char text[640], signs[128] = "";
     va_list args;
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
     if (c->world.state == WORLD_NONE)
         return;
+    int code = rank && rank->exit_code ? rank->exit_code : EXIT_FAILED;
     uint32_t running = requests_count(c, REQUEST_RUNNING);
-    core_log(c, LOG_ERROR, "the ranks are lost: %s%s", text,
+    if (rank)
+        watch_signs(c, rank, now, signs, sizeof signs);
+    core_log(c, LOG_ERROR, "the ranks are lost: %s%s%s", text, signs,
              running ? "; running requests wait for the next ones" : "");
     if (c->world.state == WORLD_SERVING)
-        requests_mourn(c, now);
+        requests_mourn(c);
     metrics_lost(c, requests_count(c, REQUEST_RUNNING));
-    ranks_shutdown(c, text);
-    core_event(c, COORDINATOR_LOST, EXIT_FAILED, text);
+    shut_down(c, text, true);
+    requests_pause(c);
+    core_event(c, COORDINATOR_LOST, code, text);
 }
 
 /* This world can never serve this model: every rank is told why and leaves. */
@@ -175,6 +185,7 @@ static void hello(struct coordinator *c, const struct core_peer *peer, const Gpt
                                   .size = m->size,
                                   .ranks = base_alloc(m->size, sizeof(struct rank))};
         c->heartbeat_us = now + CORE_HEARTBEAT_US;
+        c->ticked_us = now;
         core_log(c, LOG_INFO, "a world of %u rank%s is joining (epoch %llu)", m->size,
                  m->size == 1 ? "" : "s", (unsigned long long)c->world.epoch);
     }
@@ -190,7 +201,9 @@ static void hello(struct coordinator *c, const struct core_peer *peer, const Gpt
     }
     rank->here = true;
     rank->peer = *peer;
+    rank->pid = m->pid;
     rank->heard_us = now;
+    rank->silent_us = 0;
 
     Gptoss__Welcome welcome = GPTOSS__WELCOME__INIT;
     welcome.model = c->model_path;
@@ -202,31 +215,14 @@ static void hello(struct coordinator *c, const struct core_peer *peer, const Gpt
     core_send_rank(c, peer, &reply);
 }
 
-static bool names(const char *list, const char *name, size_t size)
+static const char *transport_of(const struct coordinator *c, uint32_t from, uint32_t to)
 {
-    for (; *list; list += *list == ',') {
-        size_t n = strcspn(list, ",");
-        if (n == size && memcmp(list, name, n) == 0)
-            return true;
-        list += n;
+    struct coordinator_end ends[2];
+    for (int i = 0; i < 2; i++) {
+        const struct rank *rank = &c->world.ranks[i ? to : from];
+        ends[i] = (struct coordinator_end){rank->host, rank->device_uuid, rank->transports};
     }
-    return false;
-}
-
-const char *coordinator_transport(const char *from, const char *to, bool same_host)
-{
-    static const char *const known[] = {"ipc", "nccl", "mpi"};
-    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
-        if (names(from, known[i], strlen(known[i])) && names(to, known[i], strlen(known[i])) &&
-            (same_host || strcmp(known[i], "ipc") != 0))
-            return known[i];
-    return NULL;
-}
-
-static const char *transport_of(const struct rank *from, const struct rank *to)
-{
-    return coordinator_transport(from->transports, to->transports,
-                                 strcmp(from->host, to->host) == 0);
+    return coordinator_transport(&ends[0], &ends[1], c->options.transport);
 }
 
 void coordinator_plan_message(const struct plan *plan, uint32_t stage, uint64_t step_deadline_ms,
@@ -264,12 +260,11 @@ static void send_plan(struct coordinator *c, uint32_t s)
     uint32_t n_edges = plan->n_stages > 1 ? plan->n_stages : 0;
     Gptoss__Edge *edges = base_alloc(n_edges + 1, sizeof *edges);
     Gptoss__Edge **pointers = base_alloc(n_edges + 1, sizeof *pointers);
-    for (uint32_t e = 0; e < n_edges; e++) { /* the chain, then the ring from the last stage to 0 */
+    for (uint32_t e = 0; e < n_edges; e++) {
         gptoss__edge__init(&edges[e]);
-        edges[e].from = e;
-        edges[e].to = (e + 1) % plan->n_stages;
-        edges[e].transport = (char *)(uintptr_t)transport_of(&c->world.ranks[edges[e].from],
-                                                             &c->world.ranks[edges[e].to]);
+        edges[e].from = coordinator_edge(n_edges, e);
+        edges[e].to = (edges[e].from + 1) % n_edges;
+        edges[e].transport = (char *)(uintptr_t)transport_of(c, edges[e].from, edges[e].to);
         pointers[e] = &edges[e];
     }
     Gptoss__Plan m = GPTOSS__PLAN__INIT;
@@ -297,6 +292,27 @@ static void fill_plan_ranks(const struct coordinator *c, struct plan_rank *ranks
             .weights_in_place = strcmp(r->backend, "cuda") != 0,
         };
     }
+}
+
+static void refuse_edge(const struct coordinator *c, uint32_t from, uint32_t to, char *err,
+                        size_t err_size)
+{
+    const struct rank *a = &c->world.ranks[from], *b = &c->world.ranks[to];
+    const char *wanted = c->options.transport;
+    char what[64] = "no transport",
+         advice[160] = "give all ranks one kind of device, with --device";
+    bool gpus = strcmp(a->backend, "cuda") == 0 && strcmp(b->backend, "cuda") == 0;
+    if (wanted && strcmp(wanted, "auto") != 0) {
+        snprintf(what, sizeof what, "--transport %s, but it does not", wanted);
+        snprintf(advice, sizeof advice, "leave --transport out, and the best one is taken");
+    } else if (gpus)
+        snprintf(advice, sizeof advice,
+                 "GPUs of different hosts need NCCL on each: install libnccl2 and build "
+                 "gptoss-worker with nccl.h");
+    snprintf(err, err_size, "%s join%s rank %u (%s on %s: %s) and rank %u (%s on %s: %s): %s", what,
+             wanted && strcmp(wanted, "auto") != 0 ? "" : "s", from, a->backend, a->host,
+             a->transports[0] ? a->transports : "none", to, b->backend, b->host,
+             b->transports[0] ? b->transports : "none", advice);
 }
 
 static void make_plan(struct coordinator *c, uint64_t now)
@@ -345,14 +361,9 @@ static void make_plan(struct coordinator *c, uint64_t now)
     free(ranks);
     for (uint32_t s = 0; s < c->world.size && c->world.size > 1; s++) {
         uint32_t next = (s + 1) % c->world.size;
-        if (transport_of(&c->world.ranks[s], &c->world.ranks[next]))
+        if (transport_of(c, s, next))
             continue;
-        snprintf(
-            err, sizeof err,
-            "no transport joins rank %u (%s, on %s) and rank %u (%s, on %s): give all ranks one "
-            "kind of device, with --device",
-            s, c->world.ranks[s].backend, c->world.ranks[s].host, next,
-            c->world.ranks[next].backend, c->world.ranks[next].host);
+        refuse_edge(c, s, next, err, sizeof err);
         reject_world(c, EXIT_FAILED, err);
         return;
     }
@@ -414,6 +425,7 @@ static void ready(struct coordinator *c, struct rank *rank, const Gptoss__Ready 
     c->world.state = WORLD_SERVING;
     sched_create(c);
     times_create(c);
+    requests_judge(c, now);
     struct plan_rank *ranks = base_alloc(c->world.size, sizeof *ranks);
     fill_plan_ranks(c, ranks);
     char *table = plan_table(c->world.plan, ranks);
@@ -436,6 +448,8 @@ static void heartbeat(struct rank *rank, const Gptoss__RankHeartbeat *m, uint64_
     rank->busy_seconds = m->busy_seconds;
     rank->up_seconds = m->up_seconds;
     rank->queue = m->queue;
+    rank->computed = m->computed;
+    rank->quiet_ms = m->quiet_ms;
     if (m->memory_free_bytes)
         rank->memory_free = m->memory_free_bytes;
 }
@@ -448,10 +462,16 @@ void ranks_receive(struct coordinator *c, const struct core_peer *peer,
         return;
     }
     struct rank *rank = find(c, peer);
+    const Gptoss__RankHeartbeat *beat =
+        message->body_case == GPTOSS__RANK_MESSAGE__BODY_HEARTBEAT ? message->heartbeat : NULL;
+    if (!rank && beat && c->world.state != WORLD_NONE && beat->world == c->world.id &&
+        beat->rank < c->world.size && c->world.ranks[beat->rank].here)
+        rank = &c->world.ranks[beat->rank]; /* heartbeats have a socket of their own */
     if (!rank || message->epoch != c->world.epoch)
         return; /* of a world that is no more */
     uint32_t number = (uint32_t)(rank - c->world.ranks);
     rank->heard_us = now;
+    rank->silent_us = 0;
     switch (message->body_case) {
     case GPTOSS__RANK_MESSAGE__BODY_JOIN: join(c, rank, message->join, now); break;
     case GPTOSS__RANK_MESSAGE__BODY_LOADING: loading(rank, message->loading); break;
@@ -466,16 +486,17 @@ void ranks_receive(struct coordinator *c, const struct core_peer *peer,
         if (message->result->error[0]) {
             char text[400];
             copy(text, sizeof text, message->result->error);
-            ranks_lose(c, now, "rank %u on %s could not run step %llu: %s", number, rank->host,
-                       (unsigned long long)message->result->step, text);
+            ranks_lose(c, rank, now, "rank %u on %s could not run step %llu: %s", number,
+                       rank->host, (unsigned long long)message->result->step, text);
         } else {
             sched_result(c, message->result, now);
         }
         break;
     case GPTOSS__RANK_MESSAGE__BODY_FAILED: {
-        char text[400];
+        char text[400], name[128];
         copy(text, sizeof text, message->failed->text);
-        ranks_lose(c, now, "rank %u: %s", number, text);
+        rank->exit_code = (int)(message->failed->exit_code < 128 ? message->failed->exit_code : 0);
+        ranks_lose(c, rank, now, "%s: %s", watch_name(c, rank, name), text);
         break;
     }
     default: break;
@@ -484,11 +505,13 @@ void ranks_receive(struct coordinator *c, const struct core_peer *peer,
 
 void ranks_gone(struct coordinator *c, const struct core_peer *peer, uint64_t now)
 {
+    char name[128];
     struct rank *rank = find(c, peer);
     if (rank)
-        ranks_lose(c, now, "rank %u on %s closed its connection", (unsigned)(rank - c->world.ranks),
-                   rank->host[0] ? rank->host : "its host");
+        ranks_lose(c, rank, now, "%s closed its connection", watch_name(c, rank, name));
 }
+
+/* ── time ──────────────────────────────────────────────────────────────────────────────────── */
 
 /* The ranks answer at once with theirs. */
 static void send_heartbeats(struct coordinator *c, uint64_t now)
@@ -509,30 +532,19 @@ void ranks_tick(struct coordinator *c, uint64_t now)
 {
     if (c->world.state == WORLD_NONE)
         return;
-    if (c->world.state == WORLD_JOINING && now - c->world.since_us > 6 * c->options.silence_us) {
-        ranks_lose(c, now, "not all of the %u ranks have joined after %llu s", c->world.size,
-                   (unsigned long long)((now - c->world.since_us) / CORE_SECOND));
+    /* Time in which we did not listen says nothing about the ranks. */
+    uint64_t gap = now > c->ticked_us ? now - c->ticked_us : 0;
+    c->ticked_us = now;
+    for (uint32_t i = 0; i < c->world.size; i++)
+        c->world.ranks[i].silent_us += gap < CORE_GAP_US ? gap : CORE_GAP_US;
+    if (watch_judge(c, now))
         return;
-    }
-    for (uint32_t i = 0; i < c->world.size; i++) {
-        const struct rank *rank = &c->world.ranks[i];
-        if (rank->here && now > rank->heard_us && now - rank->heard_us > c->options.silence_us) {
-            ranks_lose(c, now, "rank %u on %s has been silent for %.1f s", i, rank->host,
-                       (double)(now - rank->heard_us) / CORE_SECOND);
-            return;
-        }
-    }
-    if (c->world.state == WORLD_SERVING && c->oldest_step < c->next_step) {
-        const struct step *step = &c->steps[(c->oldest_step - 1) % c->world.plan->steps_in_flight];
-        if (now > step->issued_us && now - step->issued_us > c->options.step_deadline_us) {
-            ranks_lose(c, now, "step %llu has not finished after %.1f s",
-                       (unsigned long long)step->number,
-                       (double)(now - step->issued_us) / CORE_SECOND);
-            return;
-        }
-    }
     if (now < c->heartbeat_us)
         return;
+    uint64_t late = now - c->heartbeat_us < CORE_LATE_US ? now - c->heartbeat_us : CORE_LATE_US;
+    c->late_us -= c->late_us / 8;
+    if (late > c->late_us)
+        c->late_us = late;
     c->heartbeat_us = now + CORE_HEARTBEAT_US;
     send_heartbeats(c, now);
 }

@@ -184,21 +184,43 @@ void requests_finish(struct coordinator *c, struct request *r, Gptoss__Finished_
     bound_lingering(c);
 }
 
-void requests_mourn(struct coordinator *c, uint64_t now)
+void requests_mourn(struct coordinator *c)
 {
     for (size_t i = 0; i < c->n_requests; i++) {
         struct request *r = c->requests[i];
-        if (r->state != REQUEST_RUNNING || r->last_step < c->oldest_step)
-            continue;
-        if (r->tokens.count > r->tokens_at_death)
-            r->deaths = 0;
-        r->tokens_at_death = r->tokens.count;
-        if (++r->deaths == CORE_DEATHS_MAX)
+        r->mourned = r->state == REQUEST_RUNNING && r->last_step >= c->oldest_step;
+        r->deaths += r->mourned;
+        c->on_trial |= r->mourned;
+    }
+}
+
+void requests_verdict(struct coordinator *c, bool foreign)
+{
+    for (size_t i = 0; i < c->n_requests; i++) {
+        struct request *r = c->requests[i];
+        r->deaths -= foreign && r->mourned;
+        r->mourned = false;
+    }
+}
+
+void requests_judge(struct coordinator *c, uint64_t now)
+{
+    for (size_t i = 0; i < c->n_requests; i++) {
+        struct request *r = c->requests[i];
+        r->mourned = false;
+        if (r->state != REQUEST_DONE && r->deaths >= CORE_DEATHS_MAX)
             requests_finish(c, r, GPTOSS__FINISHED__REASON__ERROR, GPTOSS__CODE__INTERNAL,
                             "the ranks were lost three times in a row while they computed this "
                             "request: it is not tried again; see the coordinator's log",
                             now);
     }
+}
+
+void requests_pause(struct coordinator *c)
+{
+    for (size_t i = 0; i < c->n_requests; i++)
+        c->requests[i]->last_sent_us = 0;
+    c->requests_due_us = 0;
 }
 
 /* ── tokens ────────────────────────────────────────────────────────────────────────────────── */
@@ -248,6 +270,8 @@ void requests_token(struct coordinator *c, struct request *r, const Gptoss__Samp
                     uint64_t now)
 {
     tokens_add(&r->tokens, sample->token);
+    r->deaths = 0;
+    r->mourned = false;
     records_token(c, r, sample);
     c->n_sampled += !c->restoring;
     if (!c->restoring)
@@ -452,7 +476,7 @@ void requests_tick(struct coordinator *c, uint64_t now)
         else if (r->client.size && now >= r->last_sent_us + CORE_PROGRESS_US)
             send_progress(c, r, now);
     }
-    /* Removed on a second way through: the first one looks at all of them. */
+    /* Only now is anything removed: what is above looks at all requests. */
     size_t kept = 0;
     uint64_t next = UINT64_MAX;
     for (size_t i = 0; i < c->n_requests; i++) {

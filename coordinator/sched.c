@@ -24,6 +24,7 @@ void sched_create(struct coordinator *c)
     b->candidates = base_alloc(plan->sequences, sizeof *b->candidates);
     c->next_step = c->oldest_step = 1;
     costs_create(c);
+    patience_begin(&c->patience, plan->n_stages);
 }
 
 void sched_destroy(struct coordinator *c)
@@ -148,23 +149,28 @@ static bool matches(const struct step *step, const Gptoss__StepResult *result)
 void sched_result(struct coordinator *c, const Gptoss__StepResult *result, uint64_t now)
 {
     if (c->oldest_step == c->next_step || result->step != c->oldest_step) {
-        ranks_lose(c, now, "the last rank answered step %llu, but step %llu is the next",
+        ranks_lose(c, &c->world.ranks[c->world.size - 1], now,
+                   "the last rank answered step %llu, but step %llu is the next",
                    (unsigned long long)result->step, (unsigned long long)c->oldest_step);
         return;
     }
     struct step *step = &c->steps[(c->oldest_step - 1) % c->world.plan->steps_in_flight];
     if (!matches(step, result)) {
-        ranks_lose(c, now,
+        ranks_lose(c, &c->world.ranks[c->world.size - 1], now,
                    "the last rank answered step %llu with other samples than were asked for",
                    (unsigned long long)result->step);
         return;
     }
     for (size_t i = 0; i < result->n_samples; i++)
         if (result->samples[i]->token >= tokenizer_limit(c->tokenizer)) {
-            ranks_lose(c, now, "the last rank sampled token %u, which the model does not have",
+            ranks_lose(c, &c->world.ranks[c->world.size - 1], now,
+                       "the last rank sampled token %u, which the model does not have",
                        result->samples[i]->token);
             return;
         }
+    uint64_t since = step->issued_us > c->result_us ? step->issued_us : c->result_us;
+    patience_learn(&c->patience, patience_work(&step->work), now > since ? now - since : 0);
+    c->result_us = now;
     c->oldest_step++;
     times_done(c, result->step, now);
     costs_result(c, step, now);

@@ -13,8 +13,12 @@ struct wire {
     uint8_t *at, *first;
 };
 
-static void put_varint(struct wire *w, uint64_t value)
+static inline void put_varint(struct wire *w, uint64_t value)
 {
+    if (value < 0x80) { /* most are */
+        *--w->at = (uint8_t)value;
+        return;
+    }
     unsigned bits = 64 - (unsigned)__builtin_clzll(value | 1), n = (bits + 6) / 7;
     w->at -= n;
     uint8_t *p = w->at;
@@ -207,8 +211,12 @@ struct reader {
     const uint8_t *at, *end;
 };
 
-static bool get_varint(struct reader *r, uint64_t *value)
+static inline bool get_varint(struct reader *r, uint64_t *value)
 {
+    if (r->at < r->end && *r->at < 0x80) { /* most are */
+        *value = *r->at++;
+        return true;
+    }
     uint64_t sum = 0;
     for (unsigned shift = 0; r->at < r->end && shift < 64; shift += 7) {
         uint8_t byte = *r->at++;

@@ -38,7 +38,8 @@ struct kernels_backend {
                         char *err, size_t err_size);
     void (*stage_destroy)(struct kernels_stage *stage); /* waits for what runs */
 
-    /* Both queue and return; the lane is idle (step) or has no ring call under way (ring). */
+    /* Both queue and return; the lane is idle (step) or has no ring call under way (ring). Where there
+     * is a stream, step calls step->bring. */
     void (*step)(struct kernels_stage *stage, uint32_t lane, const struct kernels_step *step);
     void (*ring)(struct kernels_stage *stage, uint32_t lane, const uint32_t *slots, uint32_t count);
     int (*test)(struct kernels_stage *stage, uint32_t lane, char *err, size_t err_size);

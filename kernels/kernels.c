@@ -161,6 +161,8 @@ int kernels_stage_step(struct kernels_stage *stage, uint32_t lane, const struct 
     if (kernels_check_step(stage, step, err, err_size))
         return -1;
     stage->rung[lane] = 0;
+    if (step->bring && !backend->stream(stage)) /* else the backend calls it */
+        step->bring(step->bring_arg);
     backend->step(stage, lane, step);
     return 0;
 }

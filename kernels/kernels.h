@@ -87,6 +87,10 @@ struct kernels_stage_options {
     uint32_t lanes;
     uint32_t step_rows, step_tokens, step_samples; /* bounds of one step */
     bool keep_logits;                              /* tests: kernels_stage_logits() is valid */
+    /* Tests: [layer_count, context, active experts], of the one slot: what the router chooses at each
+     * position. The reference and the CPU backend write it, CUDA reads it when the stage is made and
+     * chooses the same. NULL: none. */
+    int32_t *experts;
 
     /* Told while weights are loaded; NULL is fine. */
     void (*progress)(void *arg, uint64_t bytes_done, uint64_t bytes_all);
@@ -142,6 +146,10 @@ struct kernels_step {
     uint32_t n_samples;             /* sum of the rows' count − sample_from */
     const struct kernels_row *rows; /* [n_rows] */
     const int32_t *tokens;          /* [n_tokens]; read by the stage of layer 0 alone */
+    /* Called when all has been queued that does not read input(lane): queues on the stage's stream what
+     * writes it. NULL: the input is there, or its writing has been queued. */
+    void (*bring)(void *arg);
+    void *bring_arg;
 };
 
 /* Queues a step. The stage of layer 0 reads tokens, others input(lane); the stage of the last layer

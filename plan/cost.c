@@ -10,16 +10,21 @@
 #define GPU_BANDWIDTH      2e12
 #define CPU_BANDWIDTH      2e10
 #define GPU_FLOPS_PER_BYTE 100.0
-#define CPU_FLOPS_PER_BYTE 5.0
-#define GPU_STEP_SECONDS   100e-6 /* launches, host */
+#define CPU_FLOPS_PER_BYTE 2.5
+#define GPU_STEP_SECONDS   100e-6 /* once a step: host, first launch */
 #define CPU_STEP_SECONDS   30e-6
-#define GPU_ROW_SECONDS    1e-6 /* of a row in one layer, and of drawing one sample */
-#define CPU_ROW_SECONDS    2e-6
+#define GPU_LAYER_SECONDS  20e-6 /* of a layer, besides what it reads: kernels begin and end */
+#define CPU_LAYER_SECONDS  5e-6
+#define GPU_ROW_BYTES      6e6 /* of a row in one layer, and of drawing one sample: as reading so much */
+#define CPU_ROW_BYTES      4e4
+#define DRAW_ROWS          2 /* rows' times that drawing a sample takes */
+#define PART_ROWS          1
 
-#define FACTOR_MIN  0.02
-#define FACTOR_MAX  100.0
+#define FACTOR_MIN  1e-3
+#define FACTOR_MAX  1e3
 #define PRIOR       0.02  /* steps that factors of 1 count as */
 #define MEMORY      0.998 /* of the steps before of a kind, with each new one */
+#define SWEEPS      4
 #define LONG_MEMORY 0.9995
 #define HELD_UP     8.0 /* times its seconds that a step counts at most */
 #define CURVE_MIN   0.5
@@ -81,22 +86,25 @@ void cost_stage_init(struct cost_stage *stage, const struct gguf_model *model,
         dense += stage_layer_token_bytes(model, layer) - stage_layer_expert_bytes(layer) * active;
         token_flops += layer_flops(model);
     }
-    double row = gpu ? GPU_ROW_SECONDS : CPU_ROW_SECONDS;
+    double row = (gpu ? GPU_ROW_BYTES : CPU_ROW_BYTES) / bandwidth;
     double head_rows = part->head_count;
     *stage = (struct cost_stage){
         .full_layers = part->full_layers,
         .window_layers = part->window_layers,
         .not_chosen = log1p(-fmin((double)model->active / model->experts, 1 - 1e-9)),
     };
-    stage->unit[COST_STEP] = (gpu ? GPU_STEP_SECONDS : CPU_STEP_SECONDS) + dense / bandwidth;
+    stage->unit[COST_STEP] = (gpu ? GPU_STEP_SECONDS : CPU_STEP_SECONDS) +
+                             (gpu ? GPU_LAYER_SECONDS : CPU_LAYER_SECONDS) * part->layer_count +
+                             dense / bandwidth;
     stage->unit[COST_EXPERTS] = experts / bandwidth;
     stage->unit[COST_TOKENS] = token_flops / flops;
     stage->unit[COST_ROWS] = row * part->layer_count;
     stage->unit[COST_READS] = 2.0 * model->kv_heads * model->head_dim * element / bandwidth;
     stage->unit[COST_PAIRS] = 4.0 * model->heads * model->head_dim / flops;
     stage->unit[COST_HEAD] = head_rows * (double)model->output->row_bytes / bandwidth;
-    stage->unit[COST_SAMPLES] =
-        head_rows > 0 ? 2.0 * head_rows * model->hidden / flops + 10 * row : 0;
+    /* Samples are drawn on the last stage; the others sum up and sort their part of the head. */
+    double draw = row * (s + 1 == plan->n_stages ? DRAW_ROWS : PART_ROWS);
+    stage->unit[COST_SAMPLES] = head_rows > 0 ? 2.0 * head_rows * model->hidden / flops + draw : 0;
     for (int i = 0; i < COST_TERMS; i++)
         stage->factor[i] = 1;
     for (int i = 0; i < COST_CURVE; i++)
@@ -195,37 +203,67 @@ static void solve_spd(int n, double a[COST_TERMS][COST_TERMS], double b[COST_TER
     }
 }
 
-/* The factors that are best for all that was observed, near 1 where that says nothing. One that leaves
- * its bounds stays at the bound, and the others are solved for again. */
+static double product(const struct cost_stage *stage, int i, int k)
+{
+    return stage->products[0][i][k] + stage->products[1][i][k] + (i == k ? PRIOR : 0);
+}
+
+static double target(const struct cost_stage *stage, int i)
+{
+    return stage->targets[0][i] + stage->targets[1][i] + PRIOR;
+}
+
+static double within(double factor)
+{
+    return fmin(fmax(factor, FACTOR_MIN), FACTOR_MAX);
+}
+
+/* The best factors, but for those in `bound`, which stay as they are. Returns the one that leaves its
+ * bounds by most, and binds it; -1: none does. */
+static int solve_free(struct cost_stage *stage, bool bound[COST_TERMS])
+{
+    double a[COST_TERMS][COST_TERMS], b[COST_TERMS], worst = 0;
+    int n = 0, free_ones[COST_TERMS], leaves = -1;
+    for (int i = 0; i < COST_TERMS; i++)
+        if (!bound[i])
+            free_ones[n++] = i;
+    for (int i = 0; i < n; i++) {
+        int row = free_ones[i];
+        b[i] = target(stage, row);
+        for (int k = 0; k < COST_TERMS; k++)
+            if (bound[k])
+                b[i] -= stage->factor[k] * product(stage, row, k);
+        for (int k = 0; k < n; k++)
+            a[i][k] = product(stage, row, free_ones[k]);
+    }
+    solve_spd(n, a, b);
+    for (int i = 0; i < n; i++) {
+        double off = fabs(b[i] - within(b[i]));
+        stage->factor[free_ones[i]] = within(b[i]);
+        if (off > worst) {
+            worst = off;
+            leaves = free_ones[i];
+        }
+    }
+    if (leaves >= 0)
+        bound[leaves] = true;
+    return leaves;
+}
+
+/* The factors that are best for all that was observed, near 1 where that says nothing. */
 static void solve(struct cost_stage *stage)
 {
     bool bound[COST_TERMS] = {false};
-    for (bool again = true; again;) {
-        double a[COST_TERMS][COST_TERMS], b[COST_TERMS];
-        int n = 0, index[COST_TERMS];
-        for (int i = 0; i < COST_TERMS; i++)
-            if (!bound[i])
-                index[n++] = i;
-        for (int i = 0; i < n; i++) {
-            int row = index[i];
-            b[i] = PRIOR + stage->targets[0][row] + stage->targets[1][row];
+    for (int i = 0; i < COST_TERMS && solve_free(stage, bound) >= 0; i++)
+        ;
+    /* One that was bound too early comes off its bound here. */
+    for (int sweep = 0; sweep < SWEEPS; sweep++)
+        for (int i = 0; i < COST_TERMS; i++) {
+            double rest = target(stage, i);
             for (int k = 0; k < COST_TERMS; k++)
-                if (bound[k])
-                    b[i] -= stage->factor[k] *
-                            (stage->products[0][row][k] + stage->products[1][row][k]);
-            for (int k = 0; k < n; k++)
-                a[i][k] = stage->products[0][row][index[k]] + stage->products[1][row][index[k]];
-            a[i][i] += PRIOR;
+                rest -= k == i ? 0 : product(stage, i, k) * stage->factor[k];
+            stage->factor[i] = within(rest / product(stage, i, i));
         }
-        solve_spd(n, a, b);
-        again = false;
-        for (int i = 0; i < n; i++) {
-            double factor = fmin(fmax(b[i], FACTOR_MIN), FACTOR_MAX);
-            stage->factor[index[i]] = factor;
-            bound[index[i]] = !(factor == b[i]);
-            again |= bound[index[i]] && n > 1;
-        }
-    }
 }
 
 /* One step more for the points of the curve beside it: each is the mean of measured over predicted,

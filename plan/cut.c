@@ -6,7 +6,7 @@
 
 struct search {
     const struct cut *cut;
-    const double *prefix; /* [n_layers + 1], sums of layer_bytes */
+    const double *prefix; /* [n_stages, n_layers + 1], sums of layer_seconds */
     double *best;         /* [n_stages + 1, n_layers + 1], of the first s stages over i layers */
     uint32_t *from;       /* the same shape: where stage s − 1 begins */
     bool check_memory;
@@ -22,8 +22,8 @@ static double stage_cost(const struct search *search, uint32_t stage, uint32_t b
     const struct cut *cut = search->cut;
     if (search->check_memory && !cut->fits(cut->arg, stage, begin, end - begin))
         return INFINITY;
-    return (search->prefix[end] - search->prefix[begin] + cut->extra_bytes[stage]) /
-           cut->bandwidth[stage];
+    const double *prefix = search->prefix + at(search, stage, 0);
+    return prefix[end] - prefix[begin] + cut->extra_seconds[stage];
 }
 
 /* One pass. With limit < 0 the value of a cut is its largest cost, otherwise the sum of the squares
@@ -62,14 +62,17 @@ int cut_layers(const struct cut *cut, uint32_t *counts)
     assert(cut->n_stages >= 1 && cut->n_stages <= cut->n_layers);
     int status = -1;
     size_t cells = ((size_t)cut->n_stages + 1) * ((size_t)cut->n_layers + 1);
-    double *prefix = calloc((size_t)cut->n_layers + 1, sizeof *prefix);
+    double *prefix = calloc(cells, sizeof *prefix);
     double *best = calloc(cells, sizeof *best);
     uint32_t *from = calloc(cells, sizeof *from);
     if (!prefix || !best || !from)
         goto done;
 
-    for (uint32_t i = 0; i < cut->n_layers; i++)
-        prefix[i + 1] = prefix[i] + cut->layer_bytes[i];
+    for (uint32_t s = 0; s < cut->n_stages; s++) {
+        double *sums = prefix + (size_t)s * (cut->n_layers + 1);
+        for (uint32_t i = 0; i < cut->n_layers; i++)
+            sums[i + 1] = sums[i] + cut->layer_seconds[(size_t)s * cut->n_layers + i];
+    }
     struct search search = {
         .cut = cut, .prefix = prefix, .best = best, .from = from, .check_memory = true};
     status = 0;

@@ -13,9 +13,8 @@
 
 struct cut {
     uint32_t n_layers, n_stages;
-    const double *layer_bytes; /* [n_layers], read for one token */
-    const double *extra_bytes; /* [n_stages], read besides the layers: embedding row, head */
-    const double *bandwidth;   /* [n_stages], > 0 */
+    const double *layer_seconds; /* [n_stages, n_layers], of each layer on each stage */
+    const double *extra_seconds; /* [n_stages], besides the layers: the step itself, head */
     /* Whether the stage has the memory for layers first … first + count − 1. */
     bool (*fits)(const void *arg, uint32_t stage, uint32_t first, uint32_t count);
     const void *arg;

@@ -23,11 +23,13 @@
 enum {
     DEFAULT_CONTEXT = 8192,
     DEFAULT_SEQUENCES = 16,
-    GPU_SEQUENCES = 256,
+    GPU_SEQUENCES = 256, /* for each stage */
+    GPU_SEQUENCES_MAX = 2048,
     SEQUENCE_ROOM = 1024, /* positions that each of many sequences has room for */
     DEFAULT_STEP_TOKENS = 512,
-    STEP_SAMPLES_MIN = 64, /* replay samples several positions of one row */
-    HEAD_JOBS = 4,         /* a step's in the making, the next one's on their way */
+    STEP_SAMPLES_MIN = 64,  /* replay samples several positions of one row */
+    REFERENCE_DEPTH = 1024, /* positions before the rows that layers are cut for */
+    HEAD_JOBS = 4,          /* a step's in the making, the next one's on their way */
     SEQUENCES_MAX = 1 << 20,
     STEP_TOKENS_MAX = 1 << 20,
 };
@@ -92,37 +94,68 @@ static int share_head(const struct draft *draft)
     return 0;
 }
 
-/* Layers of each stage, computed. 0; 1: no cut fits; -1: out of memory. */
+/* A rank as the costs want it: with the mean bandwidth where its own is unknown. */
+static struct plan_rank rank_of(const struct draft *draft, uint32_t s, double bandwidth)
+{
+    struct plan_rank rank = {.weights_in_place = true};
+    if (draft->options->ranks)
+        rank = draft->options->ranks[s];
+    rank.bandwidth = bandwidth > 1 ? bandwidth : 0;
+    return rank;
+}
+
+/* What a step of `rows` decode rows takes on a stage of these layers and rows of the head. */
+static double reference_seconds(const struct draft *draft, uint32_t first, uint32_t count,
+                                uint32_t head_count, uint32_t rows, const struct plan_rank *rank)
+{
+    struct plan_stage part = {.layer_first = first, .layer_count = count, .head_count = head_count};
+    struct plan plan = *draft->plan;
+    struct cost_stage costs;
+    struct cost_work work = {0};
+    for (uint32_t i = 0; i < count; i++)
+        *(draft->model->layers[first + i].sliding ? &part.window_layers : &part.full_layers) += 1;
+    plan.stages = &part;
+    cost_stage_init(&costs, draft->model, &plan, 0, rank);
+    for (uint32_t i = 0; i < rows; i++)
+        cost_add(&work, draft->model, REFERENCE_DEPTH, 1, 1);
+    return cost_seconds(&costs, &work);
+}
+
+/* Layers of each stage, computed: for steps in which all sequences decode, those of a stage in turn.
+ * 0; 1: no cut fits; -1: out of memory. */
 static int compute_layers(const struct draft *draft, uint32_t *counts)
 {
     const struct gguf_model *model = draft->model;
-    uint32_t n_stages = draft->plan->n_stages;
+    uint32_t n_stages = draft->plan->n_stages, n_layers = model->n_layers;
+    uint32_t rows = (draft->plan->sequences + n_stages - 1) / n_stages;
     int status = -1;
-    double *layer_bytes = calloc(model->n_layers, sizeof *layer_bytes);
-    double *extra_bytes = calloc(n_stages, sizeof *extra_bytes);
+    double *layers = calloc((size_t)n_stages * n_layers, sizeof *layers);
+    double *extra = calloc(n_stages, sizeof *extra);
     double *bandwidth = calloc(n_stages, sizeof *bandwidth);
-    if (!layer_bytes || !extra_bytes || !bandwidth)
+    if (!layers || !extra || !bandwidth)
         goto done;
-    for (uint32_t i = 0; i < model->n_layers; i++)
-        layer_bytes[i] = stage_layer_token_bytes(model, &model->layers[i]);
+    fill_bandwidth(draft->options, bandwidth);
     for (uint32_t s = 0; s < n_stages; s++) {
+        struct plan_rank rank = rank_of(draft, s, bandwidth[s]);
         struct plan_stage stage = {0};
         stage_fill(draft, s, &stage);
-        extra_bytes[s] = stage.token_bytes;
+        extra[s] = reference_seconds(draft, 0, 0, stage.head_count, rows, &rank);
+        double step = reference_seconds(draft, 0, 0, 0, rows, &rank);
+        for (uint32_t i = 0; i < n_layers; i++)
+            layers[(size_t)s * n_layers + i] =
+                reference_seconds(draft, i, 1, 0, rows, &rank) - step;
     }
-    fill_bandwidth(draft->options, bandwidth);
-    struct cut cut = {.n_layers = model->n_layers,
+    struct cut cut = {.n_layers = n_layers,
                       .n_stages = n_stages,
-                      .layer_bytes = layer_bytes,
-                      .extra_bytes = extra_bytes,
-                      .bandwidth = bandwidth,
+                      .layer_seconds = layers,
+                      .extra_seconds = extra,
                       .fits = range_fits,
                       .arg = draft};
     status = cut_layers(&cut, counts);
 done:
     free(bandwidth);
-    free(extra_bytes);
-    free(layer_bytes);
+    free(extra);
+    free(layers);
     return status;
 }
 
@@ -354,7 +387,9 @@ static int choose_sequences(const struct draft *draft)
     for (uint32_t s = 0; s < plan->n_stages; s++)
         if (in_place(draft, s) || draft->share[s] == 0)
             return 0;
-    for (uint32_t n = GPU_SEQUENCES; n > DEFAULT_SEQUENCES; n /= 2) {
+    uint32_t most = GPU_SEQUENCES * plan->n_stages;
+    for (uint32_t n = most < GPU_SEQUENCES_MAX ? most : GPU_SEQUENCES_MAX; n > DEFAULT_SEQUENCES;
+         n /= 2) {
         plan->sequences = n;
         int status = try_plan(draft);
         if (status < 0)

@@ -6,10 +6,10 @@
  *     plan->stages[s].layer_first …
  *     fputs(plan_table(plan, …), stdout)
  *
- * Layers are cut into consecutive ranges so that the slowest stage is as fast as can be: each stage's
- * cost is the bytes it reads for a token (its layers' active weights, its rows of the head) over its
- * rank's bandwidth. The head is cut by vocabulary over all stages, in proportion to their bandwidth.
- * Ranks that share a device share its memory.
+ * Layers are cut into consecutive ranges so that the slowest stage is as fast as can be: by what steps
+ * in which all sequences decode cost it (cost.h: weights and KV read, arithmetic, rows of the head, at
+ * the rates of its rank). The head is cut by vocabulary over all stages, in proportion to their
+ * bandwidth. Ranks that share a device share its memory.
  */
 #ifndef GPTOSS_PLAN_H
 #define GPTOSS_PLAN_H
@@ -22,10 +22,8 @@
 #include "plan/cost.h"
 
 enum plan_kv_type { PLAN_KV_F32, PLAN_KV_F16, PLAN_KV_BF16 };
-enum plan_head {
-    PLAN_HEAD_ALL,
-    PLAN_HEAD_LAST
-}; /* the stages that hold rows of the output matrix */
+/* the stages that hold rows of the output matrix */
+enum plan_head { PLAN_HEAD_ALL, PLAN_HEAD_LAST };
 
 struct plan_rank {
     const char *host;           /* lent while the plan lives; NULL: unknown */
@@ -44,8 +42,8 @@ struct plan_options {
     const struct plan_rank *ranks; /* [n_ranks]; NULL: unknown ranks */
     const uint32_t *layers;        /* [n_ranks], given by hand; NULL: computed */
     enum plan_head head;
-    uint32_t context;              /* positions of a sequence; 0: min(the model's, 8192) */
-    uint32_t sequences;            /* at a time; 0: 16, on GPUs up to 256 */
+    uint32_t context;   /* positions of a sequence; 0: min(the model's, 8192) */
+    uint32_t sequences; /* at a time; 0: 16, on GPUs up to 256 a stage */
     enum plan_kv_type kv_type;
     uint32_t kv_tokens;        /* positions of all sequences together, at most; 0: no bound */
     uint32_t step_tokens;      /* 0: 512 */
@@ -92,6 +90,18 @@ void plan_destroy(struct plan *plan); /* NULL is fine */
  * kernels_stage_footprint() uses too (a test holds them equal). */
 uint64_t plan_kv_block_bytes(const struct gguf_model *model, enum plan_kv_type kv_type,
                              uint32_t block_tokens, uint32_t layers);
+
+/* What a plan promises by what steps cost on its ranks, which nobody has measured: tokens a second. */
+struct plan_prediction {
+    double one;    /* of one sequence that decodes */
+    double many;   /* of PLAN_MANY sequences for each stage */
+    double prompt; /* of prompts, in steps of plan->step_tokens */
+};
+#define PLAN_MANY 64
+/* ranks NULL: `rank` for each of them. */
+void plan_predict(const struct plan *plan, const struct gguf_model *model,
+                  const struct plan_rank *ranks, const struct plan_rank *rank,
+                  struct plan_prediction *prediction);
 
 /* How many sequences of one length the pools hold. */
 struct plan_capacity {

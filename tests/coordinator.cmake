@@ -23,3 +23,7 @@ gptoss_test(journal gptoss_coordinator gptoss_journal)
 target_sources(test_journal PRIVATE world.c)
 gptoss_test(admit gptoss_coordinator)
 target_sources(test_admit PRIVATE world.c)
+gptoss_test(coordinator_transport gptoss_coordinator)
+# 1,000 schedules here; the measure is 10,000: build/release/tests/test_simulation 10000
+gptoss_test(simulation gptoss_coordinator)
+target_sources(test_simulation PRIVATE simulation.c simulation_ranks.c simulation_clients.c world.c)

@@ -2,7 +2,7 @@
  * cuda_matmul: products on the GPU against the contract of kernels/cuda/matmul.h computed in double on
  * the CPU, one column against many bit by bit, and timings. A program of its own:
  *
- *     cuda_matmul [check | small] [time | brief]      no arguments: check time
+ *     cuda_matmul [check | small] [time | brief | batches]      no arguments: check time
  *
  * Exit code 1 if a check fails, 77 if there is no GPU. small: for compute-sanitizer.
  *
@@ -681,12 +681,13 @@ static void time_copy(cudaStream_t stream)
 
 int main(int argc, char **argv)
 {
-    bool checks = argc == 1, times = argc == 1, brief = false, small = false;
+    bool checks = argc == 1, times = argc == 1, brief = false, small = false, batches = false;
     for (int i = 1; i < argc; i++) {
         small |= !strcmp(argv[i], "small");
         checks |= !strcmp(argv[i], "check") || small;
         times |= !strcmp(argv[i], "time") || !strcmp(argv[i], "brief");
         brief |= !strcmp(argv[i], "brief");
+        batches |= !strcmp(argv[i], "batches");
     }
     int devices = 0;
     if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
@@ -718,6 +719,16 @@ int main(int argc, char **argv)
         if (!small)
             check_moe(GGUF_MXFP4, 2880, 2880, 32, 4, 2);
         printf("checks: %d failed\n", failures);
+    }
+    if (batches) {
+        static const uint32_t some[] = {16, 32, 64, 128, 0}, of_linear[] = {24, 64, 128, 0};
+        cudaStream_t stream;
+        CUDA(cudaStreamCreate(&stream));
+        time_copy(stream);
+        time_linear("qkv Q8_0 5120x2880", GGUF_Q8_0, 5120, 2880, of_linear, stream);
+        time_linear("out Q8_0 2880x4096", GGUF_Q8_0, 2880, 4096, of_linear, stream);
+        time_moe(GGUF_MXFP4, 32, some, stream);
+        CUDA(cudaStreamDestroy(stream));
     }
     if (times) {
         static const uint32_t few[] = {1, 2, 4, 8, 0}, one[] = {1, 0};

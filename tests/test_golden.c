@@ -33,6 +33,9 @@ struct score {
     char where[80];
 };
 
+/* A GPU's logits where its routers choose what the reference's choose. */
+static const struct bounds of_forced = {KERNELS_KV_F16, 0.25, 0.1, 0.9, 0.15};
+
 /* Compares one step's reported logits with the golden ones, on the ids that both lists have. */
 static void compare_top(const struct kernels_sample *sample, const json_t *golden, const char *name,
                         size_t step, struct score *score)
@@ -135,6 +138,52 @@ static void agrees_with_the_golden_file(void **state)
     gguf_close(file);
 }
 
+/* The reference runs a case and writes down the experts, the device is made to choose the same: what
+ * is left of the difference is rounding. */
+static void agrees_where_it_chooses_the_references_experts(void **state)
+{
+    (void)state;
+    enum { CONTEXT = 1024 };
+    char err[256], path[256], golden_path[256];
+    struct gguf_file *file;
+    struct gguf_model *model;
+    snprintf(path, sizeof path, MODELS "%s.gguf", tested);
+    snprintf(golden_path, sizeof golden_path, MODELS "%s.golden.json", tested);
+    if (gguf_open(&file, path, err, sizeof err) || gguf_model_create(&model, file, err, sizeof err))
+        fail_msg("%s", err);
+    json_t *golden = json_load_file(golden_path, 0, NULL), *item;
+    assert_non_null(golden);
+    struct kernels_stage_options stage = {
+        .slots = 1, .kv_type = KERNELS_KV_F32, .context = CONTEXT};
+    stage.experts = calloc((size_t)model->n_layers * CONTEXT * model->active, sizeof(int32_t));
+    const struct kernels_options reference = {.device = "cpu"}, forced = {.device = device};
+    struct score score = {0}, unused = {0};
+    size_t i;
+    json_array_foreach(golden, i, item)
+    {
+        bounds = &of_float;
+        struct chain *c = chain_create(model, &reference, 1, &model->n_layers, stage);
+        run_case(c, item, &unused);
+        chain_destroy(c);
+        bounds = &of_forced;
+        stage.kv_type = bounds->kv_type;
+        c = chain_create(model, &forced, 1, &model->n_layers, stage);
+        run_case(c, item, &score);
+        chain_destroy(c);
+        stage.kv_type = of_float.kv_type;
+    }
+    print_message("%s on %s with the reference's experts: %zu cases, %lu logits, largest "
+                  "difference %.3f (%s), %.2f %% within %g\n",
+                  tested, device, i, score.compared, score.worst, score.where,
+                  100.0 * (double)score.close / (double)score.compared, bounds->close);
+    assert_true(score.compared > 0 && score.worst <= bounds->worst);
+    assert_true((double)score.close >= bounds->share * (double)score.compared);
+    free(stage.experts);
+    json_decref(golden);
+    gguf_model_destroy(model);
+    gguf_close(file);
+}
+
 static bool is_here(const char *text)
 {
     char err[128];
@@ -152,12 +201,17 @@ static bool is_here(const char *text)
 
 static int run(const char *text)
 {
-    bounds = strcmp(device, "cuda") ? &of_float : &of_half;
+    bool cuda = !strcmp(device, "cuda");
     const struct CMUnitTest tests[] = {cmocka_unit_test(agrees_with_the_golden_file)};
+    const struct CMUnitTest forced[] = {
+        cmocka_unit_test(agrees_where_it_chooses_the_references_experts)};
     int failed = 0;
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         tested = models[i];
+        bounds = cuda ? &of_half : &of_float;
         failed |= cmocka_run_group_tests_name(text, tests, NULL, NULL);
+        if (cuda)
+            failed |= cmocka_run_group_tests_name("forced", forced, NULL, NULL);
     }
     return failed;
 }

@@ -133,12 +133,12 @@ static void the_head_is_shared_and_the_layers_are_even(void **state)
     give_memory(&fake, 3, 80);
     fake.ranks[2].bandwidth = 2 * fake.ranks[0].bandwidth;
     struct plan *plan = plan_of(&fake, (struct plan_options){.n_ranks = 3, .ranks = fake.ranks}, 0);
-    const uint32_t rows[] = {49 * 1024, 50 * 1024, 201088 - 99 * 1024}, layers[] = {6, 6, 12};
+    const uint32_t rows[] = {49 * 1024, 50 * 1024, 201088 - 99 * 1024};
     for (uint32_t s = 0; s < 3; s++) {
         assert_int_equal(plan->stages[s].head_count, rows[s]);
         assert_int_equal(plan->head_counts[s], rows[s]);
-        assert_int_equal(plan->stages[s].layer_count, layers[s]);
     }
+    assert_true(plan->stages[2].layer_count >= 12 && plan->stages[2].layer_count <= 14);
     plan_destroy(plan);
 }
 
@@ -173,14 +173,13 @@ static void the_head_costs_the_last_stage_layers(void **state)
     struct plan *plan =
         plan_of(&fake, (struct plan_options){.n_ranks = 2, .head = PLAN_HEAD_LAST}, 0);
     assert_int_equal(plan->head_jobs, 0);
-    /* The head reads as much as 7.5 layers: 31.5 / 2 = 15.75 each. */
-    assert_int_equal(plan->stages[0].layer_count, 16);
-    assert_int_equal(plan->stages[1].layer_count, 8);
+    /* In steps of 8 rows the head costs as much as some 3 layers. */
+    assert_int_equal(plan->stages[0].layer_count, 14);
+    assert_int_equal(plan->stages[1].layer_count, 10);
     plan_destroy(plan);
     plan = plan_of(&fake, (struct plan_options){.n_ranks = 4, .head = PLAN_HEAD_LAST}, 0);
-    assert_int_equal(plan->stages[3].layer_count, 1);
     for (int s = 0; s < 3; s++)
-        assert_true(plan->stages[s].layer_count == 7 || plan->stages[s].layer_count == 8);
+        assert_true(plan->stages[s].layer_count > plan->stages[3].layer_count);
     plan_destroy(plan);
 }
 
@@ -192,10 +191,44 @@ static void a_faster_rank_gets_more_layers(void **state)
     give_memory(&fake, 2, 80);
     fake.ranks[1].bandwidth = 6e12;
     struct plan *plan = plan_of(&fake, (struct plan_options){.n_ranks = 2, .ranks = fake.ranks}, 0);
-    assert_int_equal(plan->stages[0].layer_count, 6);
-    assert_int_equal(plan->stages[1].layer_count, 18);
+    /* Three times as fast; what every step costs anyway takes a little more from the slower one. */
+    assert_true(plan->stages[0].layer_count >= 4 && plan->stages[0].layer_count <= 6);
     assert_true(plan->stages[1].token_seconds > 0);
     plan_destroy(plan);
+}
+
+static void a_rank_of_more_arithmetic_gets_more_layers(void **state)
+{
+    (void)state;
+    struct fake fake;
+    make_20b(&fake);
+    give_memory(&fake, 3, 80);
+    fake.ranks[0].flops = 4e14;
+    fake.ranks[1].flops = fake.ranks[2].flops = 2e13;
+    struct plan *plan = plan_of(&fake, (struct plan_options){.n_ranks = 3, .ranks = fake.ranks}, 0);
+    assert_true(plan->stages[0].layer_count > plan->stages[1].layer_count + 3);
+    assert_true(plan->stages[1].layer_count >= plan->stages[2].layer_count); /* the head */
+    plan_destroy(plan);
+}
+
+static void more_stages_are_predicted_to_be_faster(void **state)
+{
+    (void)state;
+    struct fake fake;
+    make_20b(&fake);
+    give_memory(&fake, 8, 80);
+    struct plan_prediction last = {0}, p;
+    for (uint32_t n = 1; n <= 8; n *= 2) {
+        struct plan *plan =
+            plan_of(&fake, (struct plan_options){.n_ranks = n, .ranks = fake.ranks}, 0);
+        plan_predict(plan, &fake.model, fake.ranks, NULL, &p);
+        plan_destroy(plan);
+        /* One sequence gains nothing from them. */
+        assert_true(p.one > 50 && p.one < 1000);
+        if (!(p.many > 1.3 * last.many && p.prompt > 1.3 * last.prompt))
+            fail_msg("%u: %g %g after %g %g", n, p.many, p.prompt, last.many, last.prompt);
+        last = p;
+    }
 }
 
 static void memory_moves_layers_to_where_they_fit(void **state)
@@ -269,11 +302,11 @@ static void try_all(struct brute *brute, uint32_t stage, uint32_t first, double 
             brute->best = slowest;
         return;
     }
-    double sum = cut->extra_bytes[stage];
+    double sum = cut->extra_seconds[stage];
     for (uint32_t count = 1; first + count <= cut->n_layers; count++) {
-        sum += cut->layer_bytes[first + count - 1];
+        sum += cut->layer_seconds[stage * cut->n_layers + first + count - 1];
         if (cut->fits(cut->arg, stage, first, count))
-            try_all(brute, stage + 1, first + count, fmax(slowest, sum / cut->bandwidth[stage]));
+            try_all(brute, stage + 1, first + count, fmax(slowest, sum));
     }
 }
 
@@ -283,19 +316,17 @@ static void the_cut_is_the_best_of_all_cuts(void **state)
     uint64_t random = 7;
     unsigned impossible = 0;
     for (int round = 0; round < 2000; round++) {
-        double layer_bytes[9], extra_bytes[5], bandwidth[5];
+        double layer_seconds[5 * 9], extra_seconds[5];
         uint32_t most[5], counts[5] = {0};
         uint32_t n_layers = 1 + test_random(&random) % 9;
         uint32_t n_stages = 1 + test_random(&random) % (n_layers < 5 ? n_layers : 5);
-        for (uint32_t i = 0; i < n_layers; i++)
-            layer_bytes[i] = 1 + (double)(test_random(&random) % 20);
+        for (uint32_t i = 0; i < n_layers * n_stages; i++)
+            layer_seconds[i] = 1 + (double)(test_random(&random) % 20);
         for (uint32_t s = 0; s < n_stages; s++) {
-            extra_bytes[s] = (double)(test_random(&random) % 30);
-            bandwidth[s] = 1 + (double)(test_random(&random) % 4);
+            extra_seconds[s] = (double)(test_random(&random) % 30);
             most[s] = 1 + test_random(&random) % 9;
         }
-        struct cut cut = {n_layers,  n_stages,     layer_bytes, extra_bytes,
-                          bandwidth, small_enough, most};
+        struct cut cut = {n_layers, n_stages, layer_seconds, extra_seconds, small_enough, most};
         struct brute brute = {&cut, INFINITY};
         try_all(&brute, 0, 0, 0);
         int status = cut_layers(&cut, counts);
@@ -305,13 +336,13 @@ static void the_cut_is_the_best_of_all_cuts(void **state)
         uint32_t next = 0;
         double slowest = 0;
         for (uint32_t s = 0; s < n_stages; s++) {
-            double sum = extra_bytes[s];
+            double sum = extra_seconds[s];
             assert_true(counts[s] >= 1);
             if (status == 0)
                 assert_true(counts[s] <= most[s]);
             for (uint32_t i = 0; i < counts[s]; i++)
-                sum += layer_bytes[next++];
-            slowest = fmax(slowest, sum / bandwidth[s]);
+                sum += layer_seconds[s * n_layers + next++];
+            slowest = fmax(slowest, sum);
         }
         assert_int_equal(next, n_layers);
         if (status == 0)
@@ -676,6 +707,8 @@ int main(void)
         cmocka_unit_test(a_small_vocabulary_leaves_some_stages_without_head),
         cmocka_unit_test(the_head_costs_the_last_stage_layers),
         cmocka_unit_test(a_faster_rank_gets_more_layers),
+        cmocka_unit_test(a_rank_of_more_arithmetic_gets_more_layers),
+        cmocka_unit_test(more_stages_are_predicted_to_be_faster),
         cmocka_unit_test(memory_moves_layers_to_where_they_fit),
         cmocka_unit_test(layers_by_hand_are_taken_as_they_are),
         cmocka_unit_test(refuses_layers_that_do_not_add_up),

@@ -161,7 +161,7 @@ static void a_long_prompt_does_not_stall_the_tokens_of_others(void **state)
     fake_destroy(f);
 }
 
-/* Many decode rows take longer than the gap by themselves: a prompt still gets as much again. */
+/* Many decode rows take longer than the gap by themselves: a prompt still gets twice as much. */
 static void prompts_are_not_starved_by_decode_rows(void **state)
 {
     (void)state;
@@ -185,7 +185,7 @@ static void prompts_are_not_starved_by_decode_rows(void **state)
             else
                 done += step->rows[i]->count;
         double alone = cost_slowest(f->c->costs, f->c->n_costs, &decode);
-        assert_true(seconds_of(f, step) <= 2.05 * alone + 4 * 200e-6);
+        assert_true(seconds_of(f, step) <= 3.05 * alone + 4 * 200e-6);
         gptoss__step__free_unpacked(step, NULL);
         fake_step(f);
     }

@@ -5,6 +5,7 @@
 
 #include "base/base.h"
 #include "worker/transport.h"
+#include "worker/transport_open.h"
 #include "worker/world.h"
 
 static struct worker_world *world;
@@ -320,10 +321,115 @@ static void an_edge_whose_other_end_does_not_come_fails_in_time(void **state)
     says("leaves the world");
 }
 
+/* As the transports of GPUs do before they have an edge. */
+static void both_ends_meet_and_tell_each_other_who_they_are(void **state)
+{
+    (void)state;
+    if (self > 1)
+        return;
+    struct transport_edge edge = {
+        .options = {.world = world, .from = 1, .to = 0, .epoch = epoch, .open_deadline_ms = 20000}};
+    char ours[20000] = {0}, theirs[20000] = {0};
+    snprintf(ours, sizeof ours, "rank %u", self);
+    ours[sizeof ours - 1] = (char)(10 + self);
+    if (transport_meet(&edge, ours, theirs, sizeof ours, err, sizeof err))
+        fail_msg("%s", err);
+    assert_string_equal(theirs, self ? "rank 0" : "rank 1");
+    assert_int_equal(theirs[sizeof theirs - 1], 11 - self);
+    assert_int_equal(edge.sending, self == 1);
+    assert_int_equal(edge.self, self);
+    assert_int_equal(edge.peer, 1 - self);
+    assert_string_equal(edge.peer_host, world->info.host);
+}
+
+static void a_handshake_of_another_size_is_refused(void **state)
+{
+    (void)state;
+    if (self > 1)
+        return;
+    struct transport_edge edge = {
+        .options = {.world = world, .from = 0, .to = 1, .epoch = epoch, .open_deadline_ms = 20000}};
+    char ours[64] = {0}, theirs[64];
+    int status = transport_meet(&edge, ours, theirs, self ? 64 : 32, err, sizeof err);
+    assert_int_equal(status, -1);
+    if (self)
+        says("use programs of one build");
+}
+
+static int comes(void *arg, char *text, size_t text_size)
+{
+    (void)text;
+    (void)text_size;
+    return --*(int *)arg == 0;
+}
+
+static int breaks(void *arg, char *text, size_t text_size)
+{
+    (void)arg;
+    snprintf(text, text_size, "it broke");
+    return -1;
+}
+
+static void waiting_while_an_edge_is_opened_ends_in_time_and_says_for_whom(void **state)
+{
+    (void)state;
+    struct transport_edge edge = {.self = 3, .peer = 4, .peer_host = "elsewhere"};
+    int looks = 50;
+    calls = 0;
+    edge.options = (struct transport_options){.from = 3, .to = 4, .open_deadline_ms = 5000};
+    assert_int_equal(transport_wait(&edge, comes, &looks, "join", err, sizeof err), 0);
+    assert_int_equal(looks, 0);
+    assert_int_equal(transport_wait(&edge, breaks, NULL, "join", err, sizeof err), -1);
+    assert_string_equal(err, "it broke");
+    edge.options.open_deadline_ms = 60;
+    looks = INT32_MAX;
+    uint64_t begin = clock_us();
+    assert_int_equal(transport_wait(&edge, comes, &looks, "join", err, sizeof err), -1);
+    assert_in_range(clock_us() - begin, 60000, 5000000);
+    says("stage 3 waited ");
+    says("for stage 4 (rank 4 on host elsewhere) to join the edge 3 → 4");
+    edge.options.open_deadline_ms = 0;
+    edge.options.idle = third_call_gives_up;
+    assert_int_equal(transport_wait(&edge, comes, &looks, "join", err, sizeof err), -1);
+    says("the edge 3 → 4 was given up");
+}
+
+static void deadlines_count_from_where_the_stream_has_come_to(void **state)
+{
+    (void)state;
+    if (self > 1)
+        return;
+    struct transport_edge *edge = open_edge(1, 0, TRANSPORT_DATA, 200);
+    if (self == 0) {
+        char byte;
+        struct transport_transfer t = {.what = "activations"};
+        assert_int_equal(transport_receive(edge, &t, &byte, 1, err, sizeof err), 0);
+        sleep_ms(250);
+        transport_reached(edge);
+        assert_int_equal(transport_test(edge, &t, NULL, err, sizeof err), 0);
+        sleep_ms(250);
+        assert_int_equal(transport_test(edge, &t, NULL, err, sizeof err), -1);
+        transport_abort(edge);
+    }
+    transport_close(edge);
+}
+
 static void a_transport_that_is_not_built_in_is_not_found(void **state)
 {
     (void)state;
     assert_null(transport_find("pigeon"));
+    assert_string_equal(transport_names(false), "mpi");
+#if GPTOSS_HAVE_CUDA
+    assert_non_null(strstr(transport_names(true), "ipc"));
+    assert_true(transport_find("ipc")->stream_ordered);
+    assert_false(transport_find("ipc-host")->stream_ordered);
+#else
+    assert_string_equal(transport_names(true), "");
+    assert_null(transport_find("ipc"));
+#endif
+#if !GPTOSS_HAVE_NCCL
+    assert_null(transport_find("nccl"));
+#endif
     assert_ptr_equal(transport_find("mpi"), &transport_mpi);
 }
 
@@ -350,6 +456,10 @@ int main(void)
         CASE(a_transfer_has_its_time_from_when_it_is_first_in_line),
         CASE(a_patient_receive_waits_beyond_the_deadline),
         CASE(an_edge_whose_other_end_does_not_come_fails_in_time),
+        CASE(both_ends_meet_and_tell_each_other_who_they_are),
+        CASE(a_handshake_of_another_size_is_refused),
+        CASE(waiting_while_an_edge_is_opened_ends_in_time_and_says_for_whom),
+        CASE(deadlines_count_from_where_the_stream_has_come_to),
         CASE(a_transport_that_is_not_built_in_is_not_found),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);

@@ -13,6 +13,18 @@ foreach(ranks 2 3)
     ENVIRONMENT ASAN_OPTIONS=detect_leaks=0)
 endforeach()
 
+if(GPTOSS_HAVE_CUDA)
+  add_executable(test_transport_gpu test_transport_gpu.c)
+  target_link_libraries(test_transport_gpu PRIVATE
+    gptoss_worker gptoss_base gptoss_flags CUDA::cudart_static PkgConfig::cmocka)
+  set_target_properties(test_transport_gpu PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/tests)
+  foreach(transport ipc nccl)
+    add_test(NAME transport_${transport}
+      COMMAND ${worker_mpirun} -np 2 $<TARGET_FILE:test_transport_gpu> ${transport})
+    set_tests_properties(transport_${transport} PROPERTIES TIMEOUT 120 SKIP_RETURN_CODE 77 LABELS unit)
+  endforeach()
+endif()
+
 # A small coordinator that plays with real ranks; each CTest test is one group of its cases.
 add_executable(test_worker test_worker.c)
 target_link_libraries(test_worker PRIVATE

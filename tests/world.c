@@ -53,7 +53,7 @@ static void free_pools(struct fake *f)
     f->full_shared = f->window_shared = NULL;
 }
 
-static void forget_ranks(struct fake *f)
+void fake_forget(struct fake *f)
 {
     for (size_t i = 0; i < f->queued; i++)
         free(f->queue[i].bytes);
@@ -68,7 +68,7 @@ static void forget_ranks(struct fake *f)
 
 void fake_destroy(struct fake *f)
 {
-    forget_ranks(f);
+    fake_forget(f);
     for (size_t i = 0; i < WORLD_REQUESTS; i++) {
         tokens_free(&f->requests[i].tokens);
         text_free(&f->requests[i].text);
@@ -133,7 +133,7 @@ static void rank_beat(struct fake *f, uint32_t rank)
     rank_send(f, rank, &m);
 }
 
-static void take_plan(struct fake *f, const Gptoss__Plan *plan)
+void fake_plan(struct fake *f, const Gptoss__Plan *plan)
 {
     if (!f->plan) {
         uint8_t *bytes = base_alloc(gptoss__plan__get_packed_size(plan) + 1, 1);
@@ -143,7 +143,6 @@ static void take_plan(struct fake *f, const Gptoss__Plan *plan)
         make_pools(f);
         check(plan->sequences <= WORLD_SLOTS);
     }
-    rank_ready(f, plan->stage);
 }
 
 static void rank_receive(struct fake *f, uint32_t rank, const Gptoss__SupervisorMessage *m)
@@ -153,7 +152,10 @@ static void rank_receive(struct fake *f, uint32_t rank, const Gptoss__Supervisor
         f->epoch = m->epoch;
         rank_join(f, rank);
         break;
-    case GPTOSS__SUPERVISOR_MESSAGE__BODY_PLAN: take_plan(f, m->plan); break;
+    case GPTOSS__SUPERVISOR_MESSAGE__BODY_PLAN:
+        fake_plan(f, m->plan);
+        rank_ready(f, m->plan->stage);
+        break;
     case GPTOSS__SUPERVISOR_MESSAGE__BODY_STEP: {
         check(rank == 0 && m->epoch == f->epoch);
         check(f->queued < sizeof f->queue / sizeof f->queue[0]);
@@ -172,7 +174,7 @@ static void rank_receive(struct fake *f, uint32_t rank, const Gptoss__Supervisor
         break;
     case GPTOSS__SUPERVISOR_MESSAGE__BODY_SHUTDOWN:
         if (f->alive)
-            forget_ranks(f);
+            fake_forget(f);
         break;
     default: fail_msg("a message to rank %u has no body", rank);
     }
@@ -210,7 +212,7 @@ void fake_start(struct fake *f)
 
 void fake_kill(struct fake *f)
 {
-    forget_ranks(f);
+    fake_forget(f);
     coordinator_world_ended(f->c, "the test killed them", f->now);
     fake_pump(f);
 }
@@ -304,14 +306,8 @@ static uint32_t sample_row(struct fake *f, const Gptoss__Row *row, uint32_t posi
     return next == UINT32_MAX ? end_token(f->c) : next;
 }
 
-bool fake_step(struct fake *f)
+void fake_compute(struct fake *f, const Gptoss__Step *step, Gptoss__StepResult *result)
 {
-    if (!f->alive || f->queued == 0)
-        return false;
-    struct world_step s = f->queue[0];
-    memmove(f->queue, f->queue + 1, --f->queued * sizeof s);
-    Gptoss__Step *step = gptoss__step__unpack(NULL, s.size, s.bytes);
-    free(s.bytes);
     check(step->n_rows >= 1 && step->n_rows <= f->plan->step_rows);
     f->steps++;
     f->rows += step->n_rows;
@@ -342,10 +338,22 @@ bool fake_step(struct fake *f)
         }
     }
     check(n <= f->plan->step_samples);
-    Gptoss__StepResult result = GPTOSS__STEP_RESULT__INIT;
-    result.step = step->step;
-    result.n_samples = n;
-    result.samples = pointers;
+    gptoss__step_result__init(result);
+    result->step = step->step;
+    result->n_samples = n;
+    result->samples = pointers;
+}
+
+bool fake_step(struct fake *f)
+{
+    if (!f->alive || f->queued == 0)
+        return false;
+    struct world_step s = f->queue[0];
+    memmove(f->queue, f->queue + 1, --f->queued * sizeof s);
+    Gptoss__Step *step = gptoss__step__unpack(NULL, s.size, s.bytes);
+    free(s.bytes);
+    Gptoss__StepResult result;
+    fake_compute(f, step, &result);
     Gptoss__RankMessage m = GPTOSS__RANK_MESSAGE__INIT;
     m.epoch = f->epoch;
     m.body_case = GPTOSS__RANK_MESSAGE__BODY_RESULT;
@@ -393,7 +401,7 @@ static void take_pieces(struct world_request *r, Gptoss__Piece **pieces, size_t 
                  pieces[i]->text.data, pieces[i]->text.len);
 }
 
-static void client_receive(struct fake *f, const Gptoss__ServerMessage *m)
+void fake_hear(struct fake *f, const Gptoss__ServerMessage *m)
 {
     switch (m->body_case) {
     case GPTOSS__SERVER_MESSAGE__BODY_ACCEPTED:
@@ -413,6 +421,10 @@ static void client_receive(struct fake *f, const Gptoss__ServerMessage *m)
         struct world_request *r = request_of(f, m->output->request_id);
         for (size_t i = 0; i < m->output->n_tokens; i++) {
             const Gptoss__Token *t = m->output->tokens[i];
+            if (r->resumed && t->index < r->tokens.count) { /* asked for twice: the same again */
+                check(t->id == r->tokens.ids[t->index]);
+                continue;
+            }
             check(!r->finished && t->index == r->tokens.count); /* never repeated, never missing */
             tokens_add(&r->tokens, t->id);
             take_pieces(r, t->pieces, t->n_pieces);
@@ -421,6 +433,8 @@ static void client_receive(struct fake *f, const Gptoss__ServerMessage *m)
     }
     case GPTOSS__SERVER_MESSAGE__BODY_FINISHED: {
         struct world_request *r = request_of(f, m->finished->request_id);
+        if (r->resumed && r->finished)
+            break;
         take_pieces(r, m->finished->pieces, m->finished->n_pieces);
         r->finished = true;
         r->finishes++;
@@ -476,7 +490,7 @@ void fake_pump(struct fake *f)
             Gptoss__ServerMessage *m = (Gptoss__ServerMessage *)proto_unpack(
                 &gptoss__server_message__descriptor, e.bytes, e.size, err, sizeof err);
             check(m != NULL);
-            client_receive(f, m);
+            fake_hear(f, m);
             proto_free((ProtobufCMessage *)m);
         }
     }

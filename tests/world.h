@@ -18,6 +18,7 @@ struct world_request { /* what a client has seen of a request */
     struct text text;      /* of all pieces */
     struct text reasoning; /* of the analysis channel */
     bool accepted, refused, finished;
+    bool resumed; /* it asked for tokens that may come twice */
     uint32_t finishes, progress;
     uint32_t cached; /* tokens of its prompt that were not computed for it */
     Gptoss__Finished__Reason reason;
@@ -83,6 +84,13 @@ void fake_send(struct fake *f, uint32_t client, const Gptoss__ClientMessage *mes
 void fake_ask(struct fake *f, uint32_t client, uint32_t request, const uint32_t *ids, size_t n,
               uint32_t max_tokens, uint64_t seed);
 void fake_cancel(struct fake *f, uint32_t client, uint32_t request);
+
+/* The parts of these, for a world that delivers messages by itself (simulation.c). */
+void fake_forget(struct fake *f);                         /* the ranks and what they held */
+void fake_plan(struct fake *f, const Gptoss__Plan *plan); /* the ranks get their memory */
+/* The ranks run a step; the result's samples are static memory. */
+void fake_compute(struct fake *f, const Gptoss__Step *step, Gptoss__StepResult *result);
+void fake_hear(struct fake *f, const Gptoss__ServerMessage *m); /* a client receives */
 
 /* What the fake model says next; the answer alone is a loop around it. */
 uint32_t fake_next(const uint32_t *tokens, size_t n, uint64_t seed);

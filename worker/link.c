@@ -7,13 +7,10 @@
 
 #include "base/base.h"
 
-#define BEAT_US 1000000u
-
 struct link {
     void *context, *socket, *watch;
     struct proto_frame frame;
     uint64_t epoch;
-    uint64_t beat_us; /* when the next heartbeat is due */
     /* Silence is counted in pieces of at most a second, so that a process that was stopped, or busy
      * loading, does not take its own absence for the coordinator's. */
     uint64_t silence_us, looked_us;
@@ -105,19 +102,9 @@ int link_receive(struct link *link, Gptoss__SupervisorMessage **out, char *err, 
     }
 }
 
-bool link_beat_due(struct link *link)
+void *link_context(struct link *link)
 {
-    uint64_t now = clock_us();
-    if (link->epoch == 0 || now < link->beat_us)
-        return false;
-    /* Answers follow the coordinator's heartbeats: ours come in between only if those do not. */
-    link->beat_us = now + (link->beat_us ? BEAT_US : BEAT_US + BEAT_US / 2);
-    return true;
-}
-
-void link_beat_soon(struct link *link)
-{
-    link->beat_us = 0;
+    return link->context;
 }
 
 double link_silence(struct link *link)

@@ -27,10 +27,8 @@ int link_send(struct link *link, Gptoss__RankMessage *message, char *err, size_t
 /* 1: *out is the caller's to free with proto_free; 0: nothing there; -1: the socket failed. */
 int link_receive(struct link *link, Gptoss__SupervisorMessage **out, char *err, size_t err_size);
 
-/* Whether it is time for a heartbeat; once a second. */
-bool link_beat_due(struct link *link);
-/* The next heartbeat is due at once. */
-void link_beat_soon(struct link *link);
+/* ZeroMQ's context, for another socket to the same coordinator, closed before the link is. */
+void *link_context(struct link *link);
 /* Seconds that the coordinator has been silent for; call it after everything was received. */
 double link_silence(struct link *link);
 

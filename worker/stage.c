@@ -10,6 +10,11 @@
  * device (kernels_stage_ring) under the slots' numbers. A step whose row refers to such a token may be
  * queued once the samples of the last earlier step that samples for its slot have been queued for
  * storing: the device's queue keeps the order. With one stage that is right behind the step itself.
+ *
+ * Stream-ordered edges (nccl, ipc). A step is queued as soon as its header is here: receive, layers,
+ * send, on the last stage the ring too; the host then watches for results, deadlines and the lanes' end.
+ * The receive of the ring is queued on stage 0 right in front of the first step that refers to it: earlier
+ * it would hold up steps that do not. Where none does, it runs beside the stream.
  */
 #include "worker/stage.h"
 
@@ -20,7 +25,9 @@
 
 #include "base/base.h"
 
-#define SEND_LARGE 4096 /* bytes; MPI may split what is longer into pieces */
+#define SEND_LARGE   4096        /* bytes; MPI may split what is longer into pieces */
+#define BESIDE_LARGE (256 << 10) /* bytes: a send that the steps behind it need not wait for */
+#define RING_LATE_US 2000        /* after a step: samples that no step has referred to */
 
 /* What those behind may still do in this pass over the lanes. */
 struct turn {
@@ -38,6 +45,44 @@ static size_t activation_bytes(const struct worker_stage *stage, const struct la
     return (size_t)lane->step.view.n_tokens * stage->hidden * sizeof(float);
 }
 
+static int receive_input(struct worker_stage *stage, struct lane *lane, char *err, size_t err_size)
+{
+    return transport_receive(stage->data_in, &lane->input,
+                             kernels_stage_input(stage->kernels, lane_index(stage, lane)),
+                             activation_bytes(stage, lane), err, err_size);
+}
+
+static int send_output(struct worker_stage *stage, struct lane *lane, char *err, size_t err_size)
+{
+    return transport_send(stage->data_out, &lane->output,
+                          kernels_stage_output(stage->kernels, lane_index(stage, lane)),
+                          activation_bytes(stage, lane), err, err_size);
+}
+
+static int send_ring(struct worker_stage *stage, struct lane *lane, char *err, size_t err_size)
+{
+    /* Nothing that comes behind waits for it to be taken. */
+    lane->ring.beside = true;
+    return transport_send(stage->ring_out, &lane->ring,
+                          kernels_stage_sampled(stage->kernels, lane_index(stage, lane)),
+                          lane->step.view.n_samples * sizeof(int32_t), err, err_size);
+}
+
+static int receive_ring(struct worker_stage *stage, struct lane *lane, bool beside, char *err,
+                        size_t err_size)
+{
+    lane->ring.beside = beside;
+    return transport_receive(stage->ring_in, &lane->ring,
+                             kernels_stage_sampled(stage->kernels, lane_index(stage, lane)),
+                             lane->step.view.n_samples * sizeof(int32_t), err, err_size);
+}
+
+/* On the last stage: the device sends the samples itself, as soon as it has them. */
+static bool ring_follows(const struct worker_stage *stage)
+{
+    return stage_is_last(stage) && stage_ordered(stage->ring_out) && stage->head.n_jobs == 0;
+}
+
 /* ── taking a step ─────────────────────────────────────────────────────────────────────────── */
 
 /* The step has a lane: tell the next stage, make room for the activations. */
@@ -46,6 +91,7 @@ static int accept_step(struct worker_stage *stage, struct lane *lane, char *err,
     uint64_t step = lane->step.number;
     lane->state = LANE_WAITING;
     lane->header.step = lane->input.step = lane->output.step = lane->ring.step = step;
+    lane->output.beside = activation_bytes(stage, lane) > BESIDE_LARGE;
     lane->ring_due = false;
     lane->head_left = head_due(&stage->head, lane->step.view.n_samples);
     lane->times = (struct times_step){.step = step, .received_us = clock_us()};
@@ -53,11 +99,8 @@ static int accept_step(struct worker_stage *stage, struct lane *lane, char *err,
     if (stage->headers_out && transport_send(stage->headers_out, &lane->header, lane->step.bytes,
                                              lane->step.size, err, err_size))
         return -1;
-    if (stage->data_in &&
-        transport_receive(stage->data_in, &lane->input,
-                          kernels_stage_input(stage->kernels, lane_index(stage, lane)),
-                          activation_bytes(stage, lane), err, err_size))
-        return -1;
+    if (stage->data_in && !stage_ordered(stage->data_in))
+        return receive_input(stage, lane, err, err_size);
     return 0;
 }
 
@@ -146,12 +189,42 @@ static int receive_header(struct worker_stage *stage, char *err, size_t err_size
 
 /* ── running it ────────────────────────────────────────────────────────────────────────────── */
 
+/* Stage 0: the step's samples are in the lane's buffer, or will be in the order of the stream. */
+static int store_samples(struct worker_stage *stage, struct lane *lane, char *err, size_t err_size)
+{
+    lane->ring_due = false;
+    stage->stored = lane->step.number;
+    return kernels_stage_ring(stage->kernels, lane_index(stage, lane), lane->sampled_slots,
+                              lane->step.view.n_samples, err, err_size);
+}
+
+/* Stage 0: queues the receive and storing of what was sampled by steps up to `last`. 1, or 0: one of
+ * these steps is still being computed here, or its samples come beside the stream. */
+static int queue_rings(struct worker_stage *stage, uint64_t last, char *err, size_t err_size)
+{
+    for (uint64_t step = stage->stored + 1; step <= last; step++) {
+        struct lane *lane = stage_lane(stage, step);
+        if (lane->step.number != step || !lane->ring_due)
+            continue;
+        if (lane->state != LANE_SENDING || lane->ring.pending)
+            return 0;
+        if (receive_ring(stage, lane, false, err, err_size) ||
+            store_samples(stage, lane, err, err_size))
+            return -1;
+    }
+    return 1;
+}
+
 /* Whether what the step reads is there, or will be in the order of the device's stream. */
 static int input_ready(struct worker_stage *stage, struct lane *lane, char *err, size_t err_size)
 {
-    if (stage_is_first(stage))
-        return lane->refers_to <= stage->stored;
-    if (stage->data_in->transport->stream_ordered || !lane->input.pending)
+    if (stage_is_first(stage)) {
+        if (lane->refers_to <= stage->stored)
+            return 1;
+        return stage_ordered(stage->ring_in) ? queue_rings(stage, lane->refers_to, err, err_size)
+                                             : 0;
+    }
+    if (stage_ordered(stage->data_in) || !lane->input.pending)
         return 1;
     size_t bytes = 0;
     int done = transport_test(stage->data_in, &lane->input, &bytes, err, err_size);
@@ -164,30 +237,46 @@ static int input_ready(struct worker_stage *stage, struct lane *lane, char *err,
     return done;
 }
 
-/* Stage 0: the step's samples are in the lane's buffer. */
-static int store_samples(struct worker_stage *stage, struct lane *lane, char *err, size_t err_size)
+/* The receive of a step's activations, in the stream behind what the step needs besides. */
+struct bringing {
+    struct worker_stage *stage;
+    struct lane *lane;
+    int status;
+    char *err;
+    size_t err_size;
+};
+
+static void bring(void *arg)
 {
-    lane->ring_due = false;
-    stage->stored = lane->step.number;
-    return kernels_stage_ring(stage->kernels, lane_index(stage, lane), lane->sampled_slots,
-                              lane->step.view.n_samples, err, err_size);
+    struct bringing *b = arg;
+    b->status = receive_input(b->stage, b->lane, b->err, b->err_size);
 }
 
 static int start(struct worker_stage *stage, struct lane *lane, char *err, size_t err_size)
 {
     uint32_t index = lane_index(stage, lane);
+    struct bringing bringing = {stage, lane, 0, err, err_size};
+    struct kernels_step step = lane->step.view;
     lane->running_since_us = lane->times.started_us = clock_us();
-    if (kernels_stage_step(stage->kernels, index, &lane->step.view, err, err_size))
+    if (stage_ordered(stage->data_in)) {
+        step.bring = bring;
+        step.bring_arg = &bringing;
+    }
+    if (kernels_stage_step(stage->kernels, index, &step, err, err_size) || bringing.status)
         return -1;
     lane->state = LANE_RUNNING;
-    if (!stage_is_first(stage) || lane->step.view.n_samples == 0)
+    if (stage_ordered(stage->data_out) && send_output(stage, lane, err, err_size))
+        return -1;
+    if (lane->step.view.n_samples == 0)
+        return 0;
+    if (ring_follows(stage))
+        return send_ring(stage, lane, err, err_size);
+    if (!stage_is_first(stage))
         return 0;
     if (stage_is_last(stage))
         return store_samples(stage, lane, err, err_size);
     lane->ring_due = true;
-    return transport_receive(stage->ring_in, &lane->ring,
-                             kernels_stage_sampled(stage->kernels, index),
-                             lane->step.view.n_samples * sizeof(int32_t), err, err_size);
+    return stage_ordered(stage->ring_in) ? 0 : receive_ring(stage, lane, false, err, err_size);
 }
 
 static int report(struct worker_stage *stage, const struct lane *lane, char *err, size_t err_size)
@@ -217,14 +306,14 @@ static int report(struct worker_stage *stage, const struct lane *lane, char *err
     return stage->options.result(stage->options.arg, &stage->result, err, err_size);
 }
 
-/* The last stage has all samples. The ring first: the next token waits for it. */
+/* The last stage has all samples. The ring first, where the device did not send it: the next token waits
+ * for it. */
 static int deliver(struct worker_stage *stage, struct lane *lane, char *err, size_t err_size)
 {
-    uint32_t index = lane_index(stage, lane), n_samples = lane->step.view.n_samples;
     lane->state = LANE_SENDING;
-    if (stage->ring_out && n_samples &&
-        transport_send(stage->ring_out, &lane->ring, kernels_stage_sampled(stage->kernels, index),
-                       n_samples * sizeof(int32_t), err, err_size))
+    stage->computed = lane->step.number;
+    if (stage->ring_out && !ring_follows(stage) && lane->step.view.n_samples &&
+        send_ring(stage, lane, err, err_size))
         return -1;
     return report(stage, lane, err, err_size);
 }
@@ -236,17 +325,27 @@ uint32_t stage_worked(struct worker_stage *stage)
     return (uint32_t)(stage->worked_us - before);
 }
 
-/* The device is done with it: pass it on. */
+/* The device is done with it: pass it on, where the device did not. */
 static int pass_on(struct worker_stage *stage, struct lane *lane, char *err, size_t err_size)
 {
-    stage->done_us = lane->times.finished_us = clock_us();
-    lane->times.busy_us = stage_worked(stage);
+    struct transport_edge *const edges[] = {stage->data_in, stage->data_out, stage->ring_in,
+                                            stage->ring_out};
+    struct times_step *times = &lane->times;
+    stage->done_us = times->finished_us = clock_us();
+    if (!stage_is_last(stage))
+        stage->computed = lane->step.number;
+    times->busy_us = stage_worked(stage);
+    /* Where the device waits for the input, the step began when it was there. */
+    if (stage_ordered(stage_is_first(stage) ? stage->ring_in : stage->data_in) &&
+        times->busy_us < times->finished_us - times->started_us)
+        times->started_us = times->finished_us - times->busy_us;
+    for (size_t i = 0; i < sizeof edges / sizeof *edges; i++)
+        if (stage_ordered(edges[i]))
+            transport_reached(edges[i]);
     lane->state = stage_is_last(stage) ? LANE_HEAD : LANE_SENDING;
-    if (stage_is_last(stage))
+    if (stage_is_last(stage) || stage_ordered(stage->data_out))
         return 0;
-    return transport_send(stage->data_out, &lane->output,
-                          kernels_stage_output(stage->kernels, lane_index(stage, lane)),
-                          activation_bytes(stage, lane), err, err_size);
+    return send_output(stage, lane, err, err_size);
 }
 
 static int device_done(struct worker_stage *stage, struct lane *lane, char *err, size_t err_size)
@@ -254,8 +353,11 @@ static int device_done(struct worker_stage *stage, struct lane *lane, char *err,
     int done = kernels_stage_test(stage->kernels, lane_index(stage, lane), err, err_size);
     if (done || stage->step_deadline_ms == 0)
         return done;
+    const struct transport_edge *edge = stage_is_first(stage) ? stage->ring_in : stage->data_in;
     uint64_t since =
         lane->running_since_us > stage->done_us ? lane->running_since_us : stage->done_us;
+    if (stage_ordered(edge) && edge->moved_us > since)
+        since = edge->moved_us;
     uint64_t spent = clock_us() - since;
     if (spent < stage->step_deadline_ms * 1000)
         return 0;
@@ -278,6 +380,21 @@ static int settled(struct transport_edge *edge, struct transport_transfer *trans
     return done;
 }
 
+/* Whether the first step that is queued has all that it needs from neighbours, as far as they have to
+ * tell: until then its time does not count. The transfers have deadlines of their own. */
+static int supplied(struct worker_stage *stage, struct lane *lane, struct turn *turn, char *err,
+                    size_t err_size)
+{
+    struct transport_edge *edge = stage->data_in;
+    struct transport_transfer *transfer = &lane->input;
+    if (stage_is_first(stage) && lane->refers_to) {
+        struct lane *by = stage_lane(stage, lane->refers_to);
+        edge = by->step.number == lane->refers_to ? stage->ring_in : NULL;
+        transfer = &by->ring;
+    }
+    return stage_ordered(edge) ? settled(edge, transfer, turn, err, err_size) : 1;
+}
+
 /* After the device: everything that was posted for the step must end. */
 static int settle(struct worker_stage *stage, struct lane *lane, struct turn *turn, char *err,
                   size_t err_size)
@@ -288,7 +405,14 @@ static int settle(struct worker_stage *stage, struct lane *lane, struct turn *tu
     if (output < 0)
         return -1;
     int ring = 1;
-    if (turn->store || !lane->ring_due)
+    /* Nobody has referred to its samples: they are taken without holding anybody up. */
+    if (turn->store && lane->ring_due && !lane->ring.pending && stage_ordered(stage->ring_in)) {
+        if (clock_us() - lane->times.finished_us < RING_LATE_US)
+            ring = 0;
+        else if (receive_ring(stage, lane, true, err, err_size))
+            return -1;
+    }
+    if (ring && (turn->store || !lane->ring_due))
         ring = settled(stage_is_first(stage) ? stage->ring_in : stage->ring_out, &lane->ring, turn,
                        err, err_size);
     if (ring < 0)
@@ -323,7 +447,8 @@ static int advance(struct worker_stage *stage, struct lane *lane, struct turn *t
     }
     turn->start &= lane->state != LANE_WAITING;
     if (lane->state == LANE_RUNNING && turn->finish) {
-        if ((ready = device_done(stage, lane, err, err_size)) < 0)
+        if ((ready = supplied(stage, lane, turn, err, err_size)) < 0 ||
+            (ready && (ready = device_done(stage, lane, err, err_size)) < 0))
             return -1;
         if (ready) {
             turn->moved = true;
@@ -369,8 +494,12 @@ static void wait_for_edge(const struct worker_stage *stage, const struct transpo
         return;
     what->belled &= stage->world->can_ring[edge->peer];
     what->transfer |= edge->pending && edge != stage->headers_in;
+    if (stage_ordered(edge))
+        return;
+    /* Large sends of MPI, and copies whose end the host passes on, need it awake. */
+    size_t pushed = edge->transport->device_memory ? 0 : SEND_LARGE;
     for (const struct transport_transfer *t = edge->pending; t; t = t->next)
-        what->pushing |= t->sending && t->bytes > SEND_LARGE;
+        what->pushing |= t->sending && t->bytes > pushed;
 }
 
 void worker_stage_wait(struct worker_stage *stage, int fd, bool moved)
@@ -388,6 +517,8 @@ void worker_stage_wait(struct worker_stage *stage, int fd, bool moved)
         wait_for_edge(stage, stage->head.rows_to[i], &what);
         wait_for_edge(stage, stage->head.reply_to[i], &what);
     }
+    for (uint32_t i = 0; i < stage->n_lanes; i++) /* it has no transfer yet: settle() looks */
+        what.transfer |= stage->lanes[i].ring_due;
     const int fds[] = {stage->notified, fd, stage->world->bell};
     wait_sleep(&stage->wait, &what, fds, 3);
     uint64_t count;
@@ -408,6 +539,7 @@ void worker_stage_info(const struct worker_stage *stage, struct worker_stage_inf
         .footprint = stage->footprint,
         .load_seconds = stage->load_seconds,
         .steps = stage->oldest - 1,
+        .computed = stage->computed,
         .queue = (uint32_t)(stage->accepted + 1 - stage->oldest),
         .busy_seconds = kernels_stage_busy_seconds(stage->kernels),
     };

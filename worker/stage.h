@@ -24,7 +24,10 @@
  * Stage 0 leaves LANE_SENDING only when the tokens sampled by the step have come back over the ring
  * and were stored by the device: they arrive in the lane's buffer. Where the head is cut (head.h), the
  * last stage has LANE_HEAD between running and sending, until all samples are there, and the others
- * stay in LANE_SENDING until their part of the head is done. */
+ * stay in LANE_SENDING until their part of the head is done.
+ *
+ * Over stream-ordered edges the device waits instead of the host: LANE_WAITING is left at once, with
+ * receive, step and send queued together; only the order of the states is kept. */
 enum lane_state { LANE_FREE, LANE_WAITING, LANE_RUNNING, LANE_HEAD, LANE_SENDING };
 
 struct lane {
@@ -33,7 +36,7 @@ struct lane {
     uint64_t refers_to; /* stage 0: the step whose samples must be stored before this starts */
     uint64_t running_since_us;
     struct times_step times;
-    bool ring_due;      /* stage 0: its samples have not yet been stored */
+    bool ring_due;      /* stage 0: the storing of its samples has not yet been queued */
     uint32_t head_left; /* samples that have not yet passed a cut head */
     struct transport_transfer header, input, output, ring;
     uint32_t *sampled_slots; /* [samples] stage 0: whose token each sample is */
@@ -44,6 +47,7 @@ struct worker_stage {
     struct worker_stage_options options; /* without the plan */
     uint32_t index, count;               /* which stage of how many */
     uint32_t hidden;
+    char device_uuid[48];
     uint64_t epoch;
     uint64_t step_deadline_ms;
     struct step_bounds bounds;
@@ -61,13 +65,14 @@ struct worker_stage {
     struct transport_transfer header; /* the receive of the next step's header */
     uint64_t accepted;                /* last step that has got a lane */
     uint64_t oldest;                  /* first step that still has one; accepted + 1: none has */
-    uint64_t done_us;                 /* when the device last was done with a step */
+    uint64_t done_us;                 /* when the device last was done with a step … */
+    uint64_t computed;                /* … and which one that was */
     struct times times;               /* of the steps that have left */
     uint64_t worked_us;               /* stage_worked */
 
     /* stage 0 */
     uint64_t *sampled_by; /* [slots] the last step that samples for a slot; 0: none */
-    uint64_t stored;      /* samples of steps up to here were stored, or there were none */
+    uint64_t stored;      /* the storing of all samples up to here was queued, or there were none */
 
     /* last stage: the result, made anew for each step */
     Gptoss__StepResult result;
@@ -83,6 +88,12 @@ struct worker_stage {
 static inline bool stage_is_first(const struct worker_stage *stage)
 {
     return stage->index == 0;
+}
+
+/* Whether what travels on the edge does so in the order of the device's stream; NULL: there is none. */
+static inline bool stage_ordered(const struct transport_edge *edge)
+{
+    return edge && edge->transport->stream_ordered;
 }
 
 static inline bool stage_is_last(const struct worker_stage *stage)

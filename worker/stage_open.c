@@ -125,6 +125,7 @@ static int make_lanes(struct worker_stage *stage)
         lane->header.what = "header";
         lane->input.what = lane->output.what = "activations";
         lane->ring.what = "sampled tokens";
+        lane->input.buffer = lane->output.buffer = lane->ring.buffer = i;
     }
     stage->header.what = "header";
     stage->header.patient = true;
@@ -221,15 +222,29 @@ static int load(struct worker_stage *stage, const struct worker_stage_options *o
         return info.memory_free_bytes && need > info.memory_free_bytes ? 1 : -1;
     }
     stage->load_seconds = clock_seconds() - begin;
+    kernels_info(options->kernels, &info);
+    snprintf(stage->device_uuid, sizeof stage->device_uuid, "%s", info.uuid);
     return 0;
 }
 
 /* ── edges ─────────────────────────────────────────────────────────────────────────────────── */
 
+/* Where transfers of an edge go to at its receiving end: input or sampled tokens of each lane. */
+static void **list_buffers(struct worker_stage *stage, bool ring)
+{
+    void **buffers = base_alloc(stage->n_lanes, sizeof *buffers);
+    for (uint32_t i = 0; i < stage->n_lanes; i++)
+        buffers[i] = ring ? (void *)kernels_stage_sampled(stage->kernels, i)
+                          : (void *)kernels_stage_input(stage->kernels, i);
+    return buffers;
+}
+
 int stage_open_edge(struct worker_stage *stage, struct transport_edge **edge,
                     const struct transport *transport, uint32_t from, uint32_t to,
                     enum transport_channel channel, char *err, size_t err_size)
 {
+    bool ring = to == 0, device = transport->device_memory && to == stage->index;
+    void **buffers = device ? list_buffers(stage, ring) : NULL;
     const struct transport_options options = {
         .world = stage->world,
         .from = from,
@@ -237,6 +252,11 @@ int stage_open_edge(struct worker_stage *stage, struct transport_edge **edge,
         .channel = channel,
         .epoch = stage->epoch,
         .stream = kernels_stage_stream(stage->kernels),
+        .device_uuid = stage->device_uuid,
+        .buffers = buffers,
+        .n_buffers = device ? stage->n_lanes : 0,
+        .buffer_bytes = ring ? stage->bounds.samples * sizeof(int32_t)
+                             : (size_t)stage->bounds.tokens * stage->hidden * sizeof(float),
         .open_deadline_ms = OPEN_DEADLINE_MS,
         .deadline_ms = stage->step_deadline_ms,
         .idle = stage->options.idle,
@@ -244,9 +264,12 @@ int stage_open_edge(struct worker_stage *stage, struct transport_edge **edge,
     };
     if (*edge) {
         snprintf(err, err_size, "the plan names the edge %u → %u twice", from, to);
+        free(buffers);
         return -1;
     }
-    return transport_open(edge, transport, &options, err, err_size);
+    int status = transport_open(edge, transport, &options, err, err_size);
+    free(buffers);
+    return status;
 }
 
 /* All ranks go through the plan's list in its order, so that nobody waits in a circle. */
@@ -365,6 +388,10 @@ void worker_stage_stop(struct worker_stage *stage)
 {
     struct transport_edge *const edges[] = {stage->headers_in, stage->headers_out, stage->data_in,
                                             stage->data_out,   stage->ring_in,     stage->ring_out};
+    /* All are told before one is waited for: in one stream they stand behind each other. */
+    for (size_t i = 0; i < sizeof edges / sizeof *edges; i++)
+        if (edges[i])
+            transport_abort(edges[i]);
     for (size_t i = 0; i < sizeof edges / sizeof *edges; i++)
         transport_close(edges[i]);
     stage->headers_in = stage->headers_out = stage->data_in = stage->data_out = NULL;

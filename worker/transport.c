@@ -7,8 +7,12 @@
 #include "base/base.h"
 
 static const struct transport *const transports[] = {
+#if GPTOSS_HAVE_NCCL
+    &transport_nccl,
+#endif
 #if GPTOSS_HAVE_CUDA
     &transport_ipc,
+    &transport_ipc_host,
 #endif
     &transport_mpi,
 };
@@ -23,7 +27,22 @@ const struct transport *transport_find(const char *name)
 
 const char *transport_names(bool device_memory)
 {
-    return device_memory && GPTOSS_HAVE_CUDA ? "ipc" : "mpi";
+    static char names[64];
+    if (!device_memory)
+        return "mpi";
+    names[0] = 0;
+#if GPTOSS_HAVE_NCCL
+    char err[512];
+    if (transport_nccl_usable(err, sizeof err))
+        strcat(names, "nccl,");
+    else
+        log_info("without transport nccl: %s", err);
+#endif
+#if GPTOSS_HAVE_CUDA
+    /* Under MPS ranks that share a GPU need not take turns. */
+    strcat(names, transport_ipc_mps() ? "ipc" : "ipc,ipc-host");
+#endif
+    return names;
 }
 
 int transport_open(struct transport_edge **out, const struct transport *transport,
@@ -117,6 +136,11 @@ int transport_test(struct transport_edge *edge, struct transport_transfer *trans
         return 0;
     say_late(edge, transfer, now - since, err, err_size);
     return -1;
+}
+
+void transport_reached(struct transport_edge *edge)
+{
+    edge->moved_us = clock_us();
 }
 
 void transport_abort(struct transport_edge *edge)

@@ -19,7 +19,15 @@
  * device memory gets the stage's stream when the edge is opened and says `stream_ordered`: what is
  * posted then runs in the stream, between the kernels that were queued before and after, so the
  * stage queues its kernels without waiting for the transfer, and test() only watches it (an event
- * behind the transfer, ncclCommGetAsyncError on the edge's own two-rank communicator). abort() is then ncclCommAbort: it ends what already runs.
+ * behind it, and what the back says of the edge). The stream then stands still until the neighbour is
+ * there, and only abort() ends that: what was queued behind then runs on garbage, so nobody may look at
+ * its results any more.
+ *
+ *   mpi        host memory; between ranks anywhere
+ *   nccl       GPUs of one host or several, no GPU twice; stream-ordered
+ *   ipc        GPUs of one host that reach each other, or one GPU under MPS; stream-ordered
+ *   ipc-host   ranks that share a GPU, which is then better not made to wait
+ *
  * Step headers and handshakes travel over `mpi` always.
  */
 #ifndef GPTOSS_WORKER_TRANSPORT_H
@@ -35,9 +43,9 @@ struct worker_world;
 enum transport_channel {
     TRANSPORT_DATA,
     TRANSPORT_HEADERS,
-    TRANSPORT_HEAD,    /* rows for a cut head, and replies */
-    TRANSPORT_CREDITS, /* of ipc: buffers on offer, against the direction of the edge */
-    TRANSPORT_NOTES,   /* of ipc: data has come */
+    TRANSPORT_HEAD,  /* rows for a cut head, and replies */
+    TRANSPORT_THERE, /* what nccl and ipc have to say: along the edge, */
+    TRANSPORT_BACK,  /* and against it */
     TRANSPORT_CHANNELS,
 };
 
@@ -46,7 +54,12 @@ struct transport_options {
     uint32_t from, to; /* ranks, unlike; one of them is ours */
     enum transport_channel channel;
     uint64_t epoch;
-    void *stream;              /* kernels_stage_stream() */
+    void *stream;            /* kernels_stage_stream() */
+    const char *device_uuid; /* of the stream's device, for sentences */
+    /* At the receiving end, for ipc: all the buffers that receives will name, and what each holds. */
+    void *const *buffers; /* [n_buffers]; read while the edge is opened */
+    uint32_t n_buffers;
+    size_t buffer_bytes;
     uint64_t open_deadline_ms; /* 0: none */
     uint64_t deadline_ms;      /* of transfers; 0: none */
     /* Called again and again while the other end is waited for; not 0: give up. NULL is fine. */
@@ -55,11 +68,15 @@ struct transport_options {
 };
 
 /* One posted send or receive. The memory is the caller's and must stay until it is done, or the edge
- * is aborted. Fill in `what`, `step` and `patient`; the rest belongs to the transport. */
+ * is aborted. Fill in what stands in front of `pending`; the rest belongs to the transport. */
 struct transport_transfer {
     const char *what; /* for sentences: "activations" */
     uint64_t step;    /* for sentences; 0: of no step */
     bool patient;     /* it may wait for ever: a receive of what nobody may have sent yet */
+    uint32_t buffer;  /* which of the receiving end's buffers it goes to; both ends name the same */
+    /* Where the transport is stream-ordered: runs behind what has been queued, but what is queued later
+     * does not wait for it. test() alone says when it is done. */
+    bool beside;
 
     bool pending, sending;
     size_t bytes;
@@ -101,7 +118,14 @@ struct transport {
 
 extern const struct transport transport_mpi;
 #if GPTOSS_HAVE_CUDA
-extern const struct transport transport_ipc;
+extern const struct transport transport_ipc, transport_ipc_host;
+bool transport_ipc_mps(
+    void); /* this process shares its GPU through NVIDIA's Multi-Process Service */
+#endif
+#if GPTOSS_HAVE_NCCL
+extern const struct transport transport_nccl;
+/* Whether libnccl can be used: it is loaded by the first call. Otherwise false and a sentence. */
+bool transport_nccl_usable(char *err, size_t err_size);
 #endif
 
 const struct transport *transport_find(const char *name); /* NULL: not built in */
@@ -119,6 +143,9 @@ int transport_receive(struct transport_edge *edge, struct transport_transfer *tr
  * bytes were received; fewer than were asked for is the caller's to judge. */
 int transport_test(struct transport_edge *edge, struct transport_transfer *transfer, size_t *bytes,
                    char *err, size_t err_size);
+
+/* The stream has come as far as what is posted: its deadlines count from now on. */
+void transport_reached(struct transport_edge *edge);
 
 /* Forgets everything that is posted. Memory that a neighbour may be reading must stay until the
  * process has left its world. */

@@ -1,83 +1,211 @@
 /*
- * transport_ipc: device memory between ranks of one host, by CUDA IPC: ranks that share one GPU (which
- * NCCL refuses), and neighbours on GPUs that reach one another.
+ * transport_ipc: device memory between ranks of one host whose GPUs reach one another, by CUDA IPC.
+ * Stream-ordered.
  *
- *   receiver                                   sender
- *   post_receive: credit{memory handle,  ───▶  post_send: waits for the credit, opens the memory
- *                 offset, room}                (once for each allocation), copies device to device
- *   test: the note has come              ◀───  note{bytes}, when the copy is done
+ * When the edge is opened the receiver shares its buffers, and each end a counter in its device memory
+ * that the other writes. Transfer i:
  *
- * Credits and notes are small messages over transport_mpi, so nothing waits for ever: a transfer that
- * gets no credit, or no note, is late like any other. The sender never writes what was not offered.
- * Not stream-ordered: the copy runs on a stream of the edge's own, after the stage has seen that the
- * buffer is ready, and the receiver starts its kernels when the note has come.
+ *   receiver                                       sender's stream
+ *   at once: the sender's `mine` = i        ───▶   waits for mine ≥ i: the buffer is free
+ *                                                  copies device to device
+ *   in its stream: waits for mine ≥ i       ◀───   the receiver's `mine` = i
+ *
+ * The waits are the device's own (cuStreamWaitValue32): they take no multiprocessor. It works between
+ * ranks that share a GPU too, but there transport ipc-host is quicker, unless MPS runs. A neighbour that died would hold the stream for ever: abort()
+ * writes the counter itself. The sender never writes what was not offered.
  */
-#include <cuda_runtime.h>
+#include <cuda.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/base.h"
-#include "worker/transport.h"
-#include "worker/world.h"
+#include "worker/transport_open.h"
+#include "worker/transport_stream.h"
 
-#define MAPPINGS_MAX 256 /* allocations of the neighbour that are opened: its lanes' buffers */
+#define BUFFERS_MAX   256       /* the receiver's lanes */
+#define COUNTER_BYTES (2 << 20) /* smaller allocations share their pages with others */
 
-struct credit {
-    cudaIpcMemHandle_t handle;
-    uint64_t base;   /* the allocation, as the receiver knows it: tells handles apart */
-    uint64_t offset; /* of the buffer in it */
-    uint64_t room;
-};
-
-/* What a posted transfer needs besides the transfer itself. */
-struct ipc_transfer {
-    struct transport_transfer credit, note;
-    struct credit offer;
-    uint64_t bytes; /* the note */
-    const void *source;
-    cudaEvent_t copied;
-    enum { IPC_CREDIT, IPC_COPY, IPC_NOTE } state;
-    struct ipc_transfer *next; /* among the free ones */
+/* What the ends tell each other. Of the buffers the receiver tells. */
+struct hello {
+    cudaIpcMemHandle_t counter;
+    uint64_t room; /* of each buffer */
+    uint32_t n_buffers;
+    struct {
+        cudaIpcMemHandle_t handle;
+        uint64_t base, offset; /* the allocation, as the receiver knows it, and the buffer in it */
+    } buffers[BUFFERS_MAX];
 };
 
 struct ipc_edge {
-    struct transport_edge edge;
-    struct transport_edge *credits, *notes; /* over mpi: credits run against the edge */
-    cudaStream_t stream;
+    struct stream_edge s;
+    cudaStream_t now; /* never waits for anything */
+    uint32_t *mine;   /* device memory: the counter that the other end writes */
+    uint32_t *other;  /* the other end's, mapped */
+    uint32_t posted;  /* the last transfer */
+    bool lost;        /* aborted: the counters say nothing any more */
+    uint64_t room;
+    uint32_t n_buffers, n_mappings;
+    char *buffers[BUFFERS_MAX]; /* sender: the receiver's, mapped; receiver: its own */
     struct {
         uint64_t base;
-        void *address;
-    } mappings[MAPPINGS_MAX];
-    uint32_t n_mappings;
-    struct ipc_transfer *unused;
+        char *address;
+    } mappings[BUFFERS_MAX];
 };
 
-static int failed(const struct transport_edge *edge, const char *what, cudaError_t code, char *err,
-                  size_t err_size)
+/* ── the driver's calls that the runtime has not ───────────────────────────────────────────── */
+
+static struct {
+    CUresult (*range)(CUdeviceptr *base, size_t *bytes, CUdeviceptr address);
+    CUresult (*wait)(CUstream stream, CUdeviceptr address, cuuint32_t value, unsigned flags);
+    CUresult (*write)(CUstream stream, CUdeviceptr address, cuuint32_t value, unsigned flags);
+} driver;
+
+static int find_driver(char *err, size_t err_size)
 {
-    snprintf(err, err_size, "edge %u → %u: CUDA could not %s: %s", edge->options.from,
-             edge->options.to, what, cudaGetErrorString(code));
+    static const struct {
+        const char *name;
+        void *to;
+    } calls[] = {{"cuMemGetAddressRange", &driver.range},
+                 {"cuStreamWaitValue32", &driver.wait},
+                 {"cuStreamWriteValue32", &driver.write}};
+    for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
+        void *entry = NULL;
+        enum cudaDriverEntryPointQueryResult found;
+        if (cudaGetDriverEntryPointByVersion(calls[i].name, &entry, 12000, cudaEnableDefault,
+                                             &found) != cudaSuccess ||
+            found != cudaDriverEntryPointSuccess) {
+            snprintf(err, err_size,
+                     "transport ipc needs %s, which this NVIDIA driver has not: use a newer one",
+                     calls[i].name);
+            return -1;
+        }
+        memcpy(calls[i].to, &entry, sizeof entry);
+    }
+    return 0;
+}
+
+static int queue_failed(const struct ipc_edge *e, const char *what, CUresult code, char *err,
+                        size_t err_size)
+{
+    snprintf(err, err_size, "edge %u → %u: CUDA could not queue %s (error %d)",
+             e->s.edge.options.from, e->s.edge.options.to, what, (int)code);
     return -1;
 }
+
+/* The stream goes on when our counter has come to `value`. */
+static int queue_wait(struct ipc_edge *e, cudaStream_t stream, uint32_t value, char *err,
+                      size_t err_size)
+{
+    CUresult code =
+        driver.wait(stream, (CUdeviceptr)(uintptr_t)e->mine, value, CU_STREAM_WAIT_VALUE_GEQ);
+    return code ? queue_failed(e, "a wait", code, err, err_size) : 0;
+}
+
+static int queue_write(struct ipc_edge *e, cudaStream_t stream, uint32_t *counter, uint32_t value,
+                       char *err, size_t err_size)
+{
+    CUresult code =
+        driver.write(stream, (CUdeviceptr)(uintptr_t)counter, value, CU_STREAM_WRITE_VALUE_DEFAULT);
+    return code ? queue_failed(e, "a write", code, err, err_size) : 0;
+}
+
+bool transport_ipc_mps(void)
+{
+    int device = 0, enabled = 0;
+    return cudaGetDevice(&device) == cudaSuccess &&
+           cudaDeviceGetAttribute(&enabled, cudaDevAttrMpsEnabled, device) == cudaSuccess &&
+           enabled;
+}
+
+/* ── opening ───────────────────────────────────────────────────────────────────────────────── */
 
 static void ipc_close(struct transport_edge *edge)
 {
     struct ipc_edge *e = (struct ipc_edge *)edge;
     for (uint32_t i = 0; i < e->n_mappings; i++)
         cudaIpcCloseMemHandle(e->mappings[i].address);
-    if (e->stream)
-        cudaStreamDestroy(e->stream);
-    while (e->unused) {
-        struct ipc_transfer *t = e->unused;
-        e->unused = t->next;
-        if (t->copied)
-            cudaEventDestroy(t->copied);
-        free(t);
-    }
-    transport_close(e->credits);
-    transport_close(e->notes);
+    if (e->other)
+        cudaIpcCloseMemHandle(e->other);
+    /* The counter stays as long as the process: the other end may still write it. */
+    if (e->now)
+        cudaStreamDestroy(e->now);
+    stream_edge_free(&e->s);
     free(e);
+}
+
+static int share(struct ipc_edge *e, struct hello *hello, char *err, size_t err_size)
+{
+    const struct transport_options *o = &e->s.edge.options;
+    cudaError_t code = cudaIpcGetMemHandle(&hello->counter, e->mine);
+    if (code != cudaSuccess)
+        return stream_edge_failed(&e->s.edge, "share memory", code, err, err_size);
+    if (o->n_buffers > BUFFERS_MAX) {
+        snprintf(err, err_size,
+                 "edge %u → %u: %u buffers, transport ipc takes at most %d: lower "
+                 "the steps in flight",
+                 o->from, o->to, o->n_buffers, BUFFERS_MAX);
+        return -1;
+    }
+    hello->room = o->buffer_bytes;
+    hello->n_buffers = o->n_buffers;
+    for (uint32_t i = 0; i < o->n_buffers; i++) {
+        CUdeviceptr base = 0;
+        size_t bytes = 0;
+        if (driver.range(&base, &bytes, (CUdeviceptr)(uintptr_t)o->buffers[i])) {
+            snprintf(err, err_size, "edge %u → %u: the buffer to receive into is no device memory",
+                     o->from, o->to);
+            return -1;
+        }
+        hello->buffers[i].base = base;
+        hello->buffers[i].offset = (uintptr_t)o->buffers[i] - base;
+        code = cudaIpcGetMemHandle(&hello->buffers[i].handle, (void *)(uintptr_t)base);
+        if (code != cudaSuccess)
+            return stream_edge_failed(&e->s.edge, "share a buffer", code, err, err_size);
+        e->buffers[i] = o->buffers[i];
+    }
+    return 0;
+}
+
+static int map_handle(struct ipc_edge *e, cudaIpcMemHandle_t handle, void **address, char *err,
+                      size_t err_size)
+{
+    cudaError_t code = cudaIpcOpenMemHandle(address, handle, cudaIpcMemLazyEnablePeerAccess);
+    if (code == cudaSuccess)
+        return 0;
+    cudaGetLastError();
+    *address = NULL;
+    snprintf(err, err_size,
+             "edge %u → %u: CUDA could not open the memory of stage %u: %s; if the two GPUs cannot "
+             "reach each other, use --transport nccl",
+             e->s.edge.options.from, e->s.edge.options.to, e->s.edge.peer,
+             cudaGetErrorString(code));
+    return -1;
+}
+
+/* The receiver's buffers, each allocation mapped once. */
+static int map_buffers(struct ipc_edge *e, const struct hello *hello, char *err, size_t err_size)
+{
+    if (hello->n_buffers > BUFFERS_MAX) {
+        snprintf(err, err_size, "edge %u → %u: stage %u offers %u buffers", e->s.edge.options.from,
+                 e->s.edge.options.to, e->s.edge.peer, hello->n_buffers);
+        return -1;
+    }
+    for (uint32_t i = 0; i < hello->n_buffers; i++) {
+        uint32_t m = 0;
+        while (m < e->n_mappings && e->mappings[m].base != hello->buffers[i].base)
+            m++;
+        if (m == e->n_mappings) {
+            void *address;
+            if (map_handle(e, hello->buffers[i].handle, &address, err, err_size))
+                return -1;
+            e->mappings[m].base = hello->buffers[i].base;
+            e->mappings[m].address = address;
+            e->n_mappings++;
+        }
+        e->buffers[i] = e->mappings[m].address + hello->buffers[i].offset;
+    }
+    return 0;
 }
 
 static int ipc_open(struct transport_edge **out, const struct transport_options *options, char *err,
@@ -85,225 +213,138 @@ static int ipc_open(struct transport_edge **out, const struct transport_options 
 {
     *out = NULL;
     struct ipc_edge *e = base_alloc(1, sizeof *e);
-    struct transport_edge *edge = &e->edge;
-    edge->transport = &transport_ipc;
-    edge->options = *options;
-    struct transport_options o = *options;
-    o.stream = NULL;
-    o.channel = TRANSPORT_NOTES;
-    if (transport_open(&e->notes, &transport_mpi, &o, err, err_size))
+    struct hello *both = base_alloc(2, sizeof *both), *ours = &both[0], *theirs = &both[1];
+    struct transport_edge *edge = &e->s.edge;
+    if (find_driver(err, err_size) ||
+        stream_edge_open(&e->s, &transport_ipc, options, err, err_size))
         goto fail;
-    o.channel = TRANSPORT_CREDITS;
-    o.from = options->to;
-    o.to = options->from;
-    if (transport_open(&e->credits, &transport_mpi, &o, err, err_size))
-        goto fail;
-    edge->sending = e->notes->sending;
-    edge->self = e->notes->self;
-    edge->peer = e->notes->peer;
-    snprintf(edge->peer_host, sizeof edge->peer_host, "%s", e->notes->peer_host);
-    cudaError_t code = cudaStreamCreateWithFlags(&e->stream, cudaStreamNonBlocking);
+    void *counter = NULL;
+    int least = 0, most = 0; /* a priority of its own keeps it from standing behind other streams */
+    cudaError_t code = cudaDeviceGetStreamPriorityRange(&least, &most);
+    if (code == cudaSuccess)
+        code = cudaStreamCreateWithPriority(&e->now, cudaStreamNonBlocking, most);
+    if (code == cudaSuccess)
+        code = cudaMalloc(&counter, COUNTER_BYTES);
+    e->mine = counter;
+    if (code == cudaSuccess)
+        code = cudaMemsetAsync(counter, 0, COUNTER_BYTES, e->now);
+    if (code == cudaSuccess)
+        code = cudaStreamSynchronize(e->now);
     if (code != cudaSuccess) {
-        failed(edge, "make a stream", code, err, err_size);
+        stream_edge_failed(edge, "make a counter", code, err, err_size);
         goto fail;
     }
+    if (share(e, ours, err, err_size) ||
+        transport_meet(edge, ours, theirs, sizeof *ours, err, err_size))
+        goto fail;
+    void *other;
+    if (map_handle(e, theirs->counter, &other, err, err_size))
+        goto fail;
+    e->other = other;
+    if (edge->sending && map_buffers(e, theirs, err, err_size))
+        goto fail;
+    e->room = (edge->sending ? theirs : ours)->room;
+    e->n_buffers = (edge->sending ? theirs : ours)->n_buffers;
+    edge->options.buffers = NULL;
+    if (e->n_buffers == 0) {
+        snprintf(err, err_size, "edge %u → %u: there is no buffer to receive into", options->from,
+                 options->to);
+        goto fail;
+    }
+    if (transport_warm(edge, e->buffers[0], 0, err, err_size))
+        goto fail;
+    free(both);
     *out = edge;
     return 0;
 fail:
+    free(both);
     ipc_close(edge);
     return -1;
 }
 
-static struct ipc_transfer *take(struct ipc_edge *e)
+/* ── transfers ─────────────────────────────────────────────────────────────────────────────── */
+
+static int refuse(const struct ipc_edge *e, const struct transport_transfer *transfer, size_t bytes,
+                  char *err, size_t err_size)
 {
-    struct ipc_transfer *t = e->unused;
-    if (t)
-        e->unused = t->next;
+    const struct transport_options *o = &e->s.edge.options;
+    if (e->lost)
+        snprintf(err, err_size, "the edge %u → %u was aborted", o->from, o->to);
+    else if (transfer->buffer >= e->n_buffers || bytes > e->room)
+        snprintf(err, err_size,
+                 "edge %u → %u: %zu bytes for buffer %u: there are %u, of %llu bytes each", o->from,
+                 o->to, bytes, transfer->buffer, e->n_buffers, (unsigned long long)e->room);
     else
-        t = base_alloc(1, sizeof *t);
-    t->credit = (struct transport_transfer){.what = "offer of a buffer"};
-    t->note = (struct transport_transfer){.what = "note that data came"};
-    return t;
-}
-
-static void give_back(struct ipc_edge *e, struct transport_transfer *transfer)
-{
-    struct ipc_transfer *t = transfer->handle;
-    t->next = e->unused;
-    e->unused = t;
-    transfer->handle = NULL;
-}
-
-/* Where an allocation begins that holds `address`. The runtime API has no call for it. */
-static int find_base(const void *address, uint64_t *base)
-{
-    typedef int (*range_of)(unsigned long long *, size_t *, unsigned long long);
-    static range_of get;
-    if (!get) {
-        void *entry = NULL;
-        enum cudaDriverEntryPointQueryResult found;
-        if (cudaGetDriverEntryPointByVersion("cuMemGetAddressRange", &entry, 12000,
-                                             cudaEnableDefault, &found) != cudaSuccess ||
-            found != cudaDriverEntryPointSuccess)
-            return -1;
-        memcpy(&get, &entry, sizeof get);
-    }
-    unsigned long long start = 0;
-    size_t size = 0;
-    if (get(&start, &size, (unsigned long long)(uintptr_t)address))
-        return -1;
-    *base = start;
-    return 0;
+        return 0;
+    return -1;
 }
 
 static int ipc_post_receive(struct transport_edge *edge, struct transport_transfer *transfer,
                             void *address, size_t bytes, char *err, size_t err_size)
 {
     struct ipc_edge *e = (struct ipc_edge *)edge;
-    struct ipc_transfer *t = take(e);
-    transfer->handle = t;
-    t->note.step = t->credit.step = transfer->step;
-    t->note.patient = true; /* the transfer itself is watched */
-    if (find_base(address, &t->offer.base)) {
-        snprintf(err, err_size, "edge %u → %u: the buffer to receive into is no device memory",
-                 edge->options.from, edge->options.to);
-        goto fail;
+    cudaStream_t stream;
+    if (refuse(e, transfer, bytes, err, err_size))
+        return -1;
+    if (address != e->buffers[transfer->buffer]) {
+        snprintf(err, err_size, "edge %u → %u: buffer %u is not where the receive wants its bytes",
+                 edge->options.from, edge->options.to, transfer->buffer);
+        return -1;
     }
-    t->offer.offset = (uint64_t)(uintptr_t)address - t->offer.base;
-    t->offer.room = bytes;
-    cudaError_t code = cudaIpcGetMemHandle(&t->offer.handle, (void *)(uintptr_t)t->offer.base);
-    if (code != cudaSuccess) {
-        failed(edge, "share a buffer", code, err, err_size);
-        goto fail;
-    }
-    if (transport_receive(e->notes, &t->note, &t->bytes, sizeof t->bytes, err, err_size) ||
-        transport_send(e->credits, &t->credit, &t->offer, sizeof t->offer, err, err_size))
-        return -1; /* the edge is lost: what MPI may hold stays */
+    uint32_t i = e->posted + 1;
+    if (stream_edge_enter(&e->s, transfer, &stream, err, err_size) ||
+        queue_write(e, e->now, e->other, i, err, err_size) ||
+        queue_wait(e, stream, i, err, err_size) ||
+        stream_edge_leave(&e->s, transfer, stream, bytes, err, err_size))
+        return -1;
+    e->posted = i;
     return 0;
-fail:
-    give_back(e, transfer);
-    return -1;
 }
 
 static int ipc_post_send(struct transport_edge *edge, struct transport_transfer *transfer,
                          const void *address, size_t bytes, char *err, size_t err_size)
 {
     struct ipc_edge *e = (struct ipc_edge *)edge;
-    struct ipc_transfer *t = take(e);
-    transfer->handle = t;
-    t->note.step = t->credit.step = transfer->step;
-    t->credit.patient = true;
-    t->source = address;
-    t->bytes = bytes;
-    t->state = IPC_CREDIT;
-    if (!t->copied) {
-        cudaError_t code = cudaEventCreateWithFlags(&t->copied, cudaEventDisableTiming);
-        if (code != cudaSuccess) {
-            give_back(e, transfer);
-            return failed(edge, "make an event", code, err, err_size);
-        }
-    }
-    return transport_receive(e->credits, &t->credit, &t->offer, sizeof t->offer, err, err_size);
-}
-
-static void *map(struct ipc_edge *e, const struct credit *offer, char *err, size_t err_size)
-{
-    for (uint32_t i = 0; i < e->n_mappings; i++)
-        if (e->mappings[i].base == offer->base)
-            return e->mappings[i].address;
-    void *address = NULL;
-    if (e->n_mappings == MAPPINGS_MAX) {
-        snprintf(err, err_size, "edge %u → %u: the neighbour offers more than %d allocations",
-                 e->edge.options.from, e->edge.options.to, MAPPINGS_MAX);
-        return NULL;
-    }
-    cudaError_t code =
-        cudaIpcOpenMemHandle(&address, offer->handle, cudaIpcMemLazyEnablePeerAccess);
-    if (code != cudaSuccess) {
-        failed(&e->edge, "open the neighbour's buffer", code, err, err_size);
-        return NULL;
-    }
-    e->mappings[e->n_mappings].base = offer->base;
-    e->mappings[e->n_mappings++].address = address;
-    return address;
-}
-
-static int test_send(struct ipc_edge *e, struct ipc_transfer *t, char *err, size_t err_size)
-{
-    struct transport_edge *edge = &e->edge;
-    int done;
-    size_t bytes = 0;
-    switch (t->state) {
-    case IPC_CREDIT:
-        if ((done = transport_test(e->credits, &t->credit, &bytes, err, err_size)) <= 0)
-            return done;
-        if (bytes != sizeof t->offer || t->offer.room < t->bytes) {
-            snprintf(err, err_size, "edge %u → %u: stage %u offers %llu bytes for %llu",
-                     edge->options.from, edge->options.to, edge->peer,
-                     (unsigned long long)t->offer.room, (unsigned long long)t->bytes);
-            return -1;
-        }
-        char *to = map(e, &t->offer, err, err_size);
-        if (!to)
-            return -1;
-        cudaError_t code = cudaMemcpyAsync(to + t->offer.offset, t->source, t->bytes,
-                                           cudaMemcpyDeviceToDevice, e->stream);
-        if (code == cudaSuccess)
-            code = cudaEventRecord(t->copied, e->stream);
-        if (code != cudaSuccess)
-            return failed(edge, "copy to the neighbour", code, err, err_size);
-        t->state = IPC_COPY;
-        /* fall through */
-    case IPC_COPY:
-        code = cudaEventQuery(t->copied);
-        if (code == cudaErrorNotReady)
-            return 0;
-        if (code != cudaSuccess)
-            return failed(edge, "copy to the neighbour", code, err, err_size);
-        if (transport_send(e->notes, &t->note, &t->bytes, sizeof t->bytes, err, err_size))
-            return -1;
-        t->state = IPC_NOTE;
-        /* fall through */
-    case IPC_NOTE: return transport_test(e->notes, &t->note, NULL, err, err_size);
-    }
+    cudaStream_t stream;
+    if (refuse(e, transfer, bytes, err, err_size))
+        return -1;
+    uint32_t i = e->posted + 1;
+    if (stream_edge_enter(&e->s, transfer, &stream, err, err_size) ||
+        queue_wait(e, stream, i, err, err_size))
+        return -1;
+    cudaError_t code = bytes ? cudaMemcpyAsync(e->buffers[transfer->buffer], address, bytes,
+                                               cudaMemcpyDeviceToDevice, stream)
+                             : cudaSuccess;
+    if (code != cudaSuccess)
+        return stream_edge_failed(edge, "copy to the neighbour", code, err, err_size);
+    if (queue_write(e, stream, e->other, i, err, err_size) ||
+        stream_edge_leave(&e->s, transfer, stream, bytes, err, err_size))
+        return -1;
+    e->posted = i;
     return 0;
 }
 
 static int ipc_test(struct transport_edge *edge, struct transport_transfer *transfer, size_t *bytes,
                     char *err, size_t err_size)
 {
-    struct ipc_edge *e = (struct ipc_edge *)edge;
-    struct ipc_transfer *t = transfer->handle;
-    int done;
-    if (transfer->sending) {
-        done = test_send(e, t, err, err_size);
-    } else {
-        done = 1;
-        if (t->note.pending)
-            done = transport_test(e->notes, &t->note, NULL, err, err_size);
-        if (done == 1 && t->credit.pending)
-            done = transport_test(e->credits, &t->credit, NULL, err, err_size);
-        *bytes = t->bytes;
-    }
-    if (done == 1)
-        give_back(e, transfer);
-    return done;
+    return stream_edge_test((struct stream_edge *)edge, transfer, bytes, err, err_size);
 }
 
+/* Lets go of whatever waits in our streams for the other end. */
 static void ipc_abort(struct transport_edge *edge)
 {
     struct ipc_edge *e = (struct ipc_edge *)edge;
-    transport_abort(e->credits);
-    transport_abort(e->notes);
-    cudaStreamSynchronize(e->stream);
-    for (struct transport_transfer *t = edge->pending; t; t = t->next)
-        if (t->handle)
-            give_back(e, t);
+    char err[200];
+    if (edge->pending && !e->lost) {
+        e->lost = true;
+        queue_write(e, e->now, e->mine, e->posted, err, sizeof err);
+    }
+    stream_edge_forget(&e->s);
 }
 
 const struct transport transport_ipc = {
     .name = "ipc",
-    .stream_ordered = false,
+    .stream_ordered = true,
     .device_memory = true,
     .open = ipc_open,
     .post_send = ipc_post_send,

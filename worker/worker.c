@@ -2,7 +2,7 @@
  * worker: a rank's conversation with the coordinator, around one stage. What is said is drawn in
  * gptoss.proto, "rank → coordinator".
  *
- * Everything runs in one thread. service() reads and answers the coordinator; it is called from every
+ * Everything but the heartbeats runs in one thread. service() reads and answers the coordinator; it is called from every
  * place that takes time: the main loop, the loading of weights, the opening of edges.
  */
 #include "worker/worker.h"
@@ -13,8 +13,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/base.h"
+#include "worker/beat.h"
 #include "worker/link.h"
 #include "worker/transport.h"
 
@@ -23,7 +25,8 @@
 #define LOADING_SECONDS 0.25 /* between two messages while loading */
 #define SAY_SECONDS     5.0  /* between two lines of the log while loading */
 #define OTHERS_SECONDS  1.5  /* that ranks > 0 are more patient than rank 0: it speaks for them */
-#define HEARD_MS        100  /* most that a wait for the coordinator sleeps at a time */
+#define NOTE_SECONDS    0.05
+#define HEARD_MS        100 /* most that a wait for the coordinator sleeps at a time */
 
 enum phase { PHASE_HELLO, PHASE_WELCOMED, PHASE_JOINED, PHASE_PLANNED, PHASE_READY };
 
@@ -31,7 +34,9 @@ struct worker {
     struct worker_world *world;
     const struct worker_world_info *info;
     struct worker_options options;
+    struct proto_keys keys; /* where options.key is given */
     struct link *link;
+    struct beat *beat;
     enum phase phase;
 
     bool ended; /* `code` is the exit code */
@@ -47,9 +52,7 @@ struct worker {
     struct kernels_info
         device_info; /* as it was before anything was loaded: it takes time to find out */
     struct worker_stage *stage;
-    double begin_seconds; /* when the world joined */
-    double loading_seconds, said_seconds;
-    uint64_t echo_us, echo_received_us; /* the coordinator's last heartbeat: its clock, ours */
+    double loading_seconds, said_seconds, noted_seconds;
 
     /* Stage 0: steps that have no lane yet, oldest first. */
     Gptoss__SupervisorMessage **steps; /* [steps_max], a ring */
@@ -85,6 +88,7 @@ static int end(struct worker *w, int code, const char *format, ...)
     char err[256];
     failed.rank = w->info->rank;
     failed.text = text;
+    failed.exit_code = (uint32_t)code;
     message.body_case = GPTOSS__RANK_MESSAGE__BODY_FAILED;
     message.failed = &failed;
     link_send(w->link, &message, err, sizeof err);
@@ -136,6 +140,19 @@ static void take_step(struct worker *w, Gptoss__SupervisorMessage *message)
         w->steps[(w->steps_first + w->steps_count++) % w->steps_max] = message;
 }
 
+/* What the heartbeats tell of us; not at every turn, some devices are slow to say how busy they are. */
+static void note(struct worker *w)
+{
+    struct worker_stage_info info;
+    double now = clock_seconds();
+    bool whole = w->stage && now - w->noted_seconds > NOTE_SECONDS;
+    if (whole) {
+        w->noted_seconds = now;
+        worker_stage_info(w->stage, &info);
+    }
+    beat_note(w->beat, whole ? &info : NULL, w->steps_count, w->device_info.memory_free_bytes);
+}
+
 /* Takes the message over. */
 static void take(struct worker *w, Gptoss__SupervisorMessage *message)
 {
@@ -155,42 +172,26 @@ static void take(struct worker *w, Gptoss__SupervisorMessage *message)
         return;
     case GPTOSS__SUPERVISOR_MESSAGE__BODY_STEP: take_step(w, message); return;
     case GPTOSS__SUPERVISOR_MESSAGE__BODY_SHUTDOWN:
+        if (message->shutdown->lost) { /* MPI's farewell would wait for the one that is lost */
+            log_info("leaving at once: %s", message->shutdown->text);
+            w->ended = true;
+            w->code = EXIT_FAILED;
+            break;
+        }
         end(w, EXIT_DONE, "leaving: %s",
             message->shutdown->text[0] ? message->shutdown->text : "the coordinator says so");
         break;
     case GPTOSS__SUPERVISOR_MESSAGE__BODY_HEARTBEAT:
-        w->echo_us = message->heartbeat->sent_us;
-        w->echo_received_us = clock_us();
-        link_beat_soon(w->link); /* the shorter the answer takes, the better the clocks are known */
+        w->noted_seconds = 0; /* the answer tells how it is now */
+        note(w);
+        beat_echo(w->beat, message->heartbeat->sent_us, clock_us());
         break;
     default: log_debug("a message of a kind that this version does not know"); break;
     }
     proto_free(&message->base);
 }
 
-static int beat(struct worker *w)
-{
-    Gptoss__RankHeartbeat beat = GPTOSS__RANK_HEARTBEAT__INIT;
-    Gptoss__RankMessage message = GPTOSS__RANK_MESSAGE__INIT;
-    beat.rank = w->info->rank;
-    beat.up_seconds = clock_seconds() - w->begin_seconds;
-    if (w->stage) {
-        struct worker_stage_info info;
-        worker_stage_info(w->stage, &info);
-        beat.steps = info.steps;
-        beat.busy_seconds = info.busy_seconds;
-        beat.queue = info.queue + w->steps_count;
-    }
-    beat.echo_us = w->echo_us;
-    beat.echo_received_us = w->echo_received_us;
-    beat.echo_sent_us = clock_us();
-    beat.memory_free_bytes = w->device_info.memory_free_bytes;
-    message.body_case = GPTOSS__RANK_MESSAGE__BODY_HEARTBEAT;
-    message.heartbeat = &beat;
-    return send(w, &message);
-}
-
-/* Hears the coordinator out, and says that we are there. 0, or -1: the end. */
+/* Hears the coordinator out. 0, or -1: the end. */
 static int service(struct worker *w)
 {
     Gptoss__SupervisorMessage *message;
@@ -205,7 +206,8 @@ static int service(struct worker *w)
     if (link_silence(w->link) > SILENCE_SECONDS + patience(w))
         return end(w, EXIT_COORDINATOR, "coordinator lost: nothing heard from %s for %.0f s",
                    w->options.coordinator, SILENCE_SECONDS);
-    return link_beat_due(w->link) ? beat(w) : 0;
+    note(w);
+    return 0;
 }
 
 /* Sleeps until there is something to hear, or `seconds` have passed. */
@@ -238,6 +240,7 @@ static int greet(struct worker *w)
     hello.rank = w->info->rank;
     hello.size = w->info->size;
     hello.protocol = PROTO_VERSION;
+    hello.pid = (uint32_t)getpid();
     message.body_case = GPTOSS__RANK_MESSAGE__BODY_HELLO;
     message.hello = &hello;
 
@@ -266,6 +269,15 @@ static int greet(struct worker *w)
     }
 }
 
+static int begin_beating(struct worker *w)
+{
+    char err[512];
+    if (beat_create(&w->beat, link_context(w->link), w->options.coordinator,
+                    w->options.key ? &w->keys : NULL, w->info, w->epoch, err, sizeof err))
+        return end(w, EXIT_COORDINATOR, "%s", err);
+    return 0;
+}
+
 static int open_model(struct worker *w)
 {
     char err[1024];
@@ -285,6 +297,9 @@ static int open_device(struct worker *w)
         log_warn("%u threads on %u CPUs: %u ranks share this host, or mpirun has bound this one "
                  "(--bind-to none)",
                  w->threads, cpus, w->info->local_size);
+    /* Streams of one process that share a connection stand behind each other, and ours may wait for a
+     * neighbour. Eight is CUDA's own number but under MPS. It is read when CUDA starts. */
+    setenv("CUDA_DEVICE_MAX_CONNECTIONS", "8", 0);
     const struct kernels_options options = {
         .device = w->device[0] ? w->device : NULL,
         .threads = w->threads,
@@ -312,7 +327,9 @@ static int join(struct worker *w)
     join.threads = info.threads;
     join.backend = info.backend;
     join.bandwidth = info.bandwidth;
-    join.transports = (char *)transport_names(strcmp(info.backend, "cuda") == 0);
+    /* A rank that is alone needs no transport, and does not load what one would. */
+    bool cuda = strcmp(info.backend, "cuda") == 0;
+    join.transports = (char *)(cuda && w->info->size == 1 ? "" : transport_names(cuda));
     message.body_case = GPTOSS__RANK_MESSAGE__BODY_JOIN;
     message.join = &join;
     w->phase = PHASE_JOINED;
@@ -455,11 +472,16 @@ static int serve(struct worker *w)
 
 int worker_run(struct worker *w)
 {
-    if (greet(w) == 0 && open_model(w) == 0 && open_device(w) == 0 && join(w) == 0 &&
-        wait_for(w, PHASE_PLANNED) == 0 && make_stage(w) == 0)
+    if (greet(w) == 0 && begin_beating(w) == 0 && open_model(w) == 0 && open_device(w) == 0 &&
+        join(w) == 0 && wait_for(w, PHASE_PLANNED) == 0 && make_stage(w) == 0)
         serve(w);
-    if (w->stage)
+    /* To stop is to let go of what waits on the device for a neighbour; what is queued behind then runs
+     * on garbage. The coordinator has ended this epoch before it says so; a rank that fails by itself
+     * leaves with everything as it stands. */
+    if (w->stage && w->code == EXIT_DONE)
         worker_stage_stop(w->stage);
+    beat_destroy(w->beat);
+    w->beat = NULL;
     link_destroy(w->link); /* what was said last is sent before anybody leaves */
     w->link = NULL;
     return w->code;
@@ -473,12 +495,10 @@ int worker_create(struct worker **out, struct worker_world *world,
     w->world = world;
     w->info = worker_world_info(world);
     w->options = *options;
-    w->begin_seconds = clock_seconds();
-    struct proto_keys keys;
-    if (options->key && (proto_keys_read(&keys, options->key, err, err_size) ||
-                         proto_keys_server(&keys, options->server_key, err, err_size)))
+    if (options->key && (proto_keys_read(&w->keys, options->key, err, err_size) ||
+                         proto_keys_server(&w->keys, options->server_key, err, err_size)))
         goto fail;
-    if (link_create(&w->link, options->coordinator, options->key ? &keys : NULL, err, err_size))
+    if (link_create(&w->link, options->coordinator, options->key ? &w->keys : NULL, err, err_size))
         goto fail;
     *out = w;
     return 0;
@@ -492,6 +512,7 @@ void worker_destroy(struct worker *w)
 {
     if (w == NULL)
         return;
+    beat_destroy(w->beat);
     link_destroy(w->link);
     worker_stage_destroy(w->stage);
     kernels_destroy(w->kernels);

@@ -79,6 +79,7 @@ struct worker_stage_info {
     struct kernels_footprint footprint;
     double load_seconds;
     uint64_t steps;      /* done here */
+    uint64_t computed;   /* the last step that the device is done with */
     uint32_t queue;      /* here, not done */
     double busy_seconds; /* of the device */
 };

@@ -5,8 +5,7 @@
  *   out     = Σ exp(score_j) v_j / (exp(sink) + Σ exp(score_j))
  *
  * The order of the sums depends on positions alone. Keys are cut at multiples of 64 into tiles and
- * these are grouped into chunks: of 1 tile up to position 1,024, of 4 up to 8,192, of 16 beyond
- * (chunk_begin). A tile's partial result (largest score, sum of exponentials, Σ exp·v) is made by
+ * these are grouped into chunks: of 4 tiles up to position 8,192, of 16 beyond (chunk_begin). A tile's partial result (largest score, sum of exponentials, Σ exp·v) is made by
  * mma.m16n8k16 of halves; tiles are merged into their chunk in ascending order, chunks into the
  * result in ascending order, which begins with the sink. A tile or chunk that a query does not see
  * changes no bit of it. So one query has the same bits as a row of one token (single kernel) and
@@ -29,7 +28,7 @@ bool cuda_attention_supports(uint32_t head_dim)
 
 uint32_t cuda_attention_groups(uint32_t positions)
 {
-    return positions ? chunk_of(positions - 1) / WARPS + 1 : 1;
+    return positions ? chunk_of(positions - 1) + 1 : 1;
 }
 
 /* Of one single: [kv_heads · head_tiles, chunks, ROWS, DIM + 2]. */
@@ -37,7 +36,7 @@ uint64_t cuda_attention_partial_floats(uint32_t heads, uint32_t kv_heads, uint32
                                        uint32_t context)
 {
     return (uint64_t)kv_heads * attention_head_tiles(heads, kv_heads) *
-           cuda_attention_groups(context) * WARPS * ROWS * (head_dim + 2);
+           cuda_attention_groups(context) * ROWS * (head_dim + 2);
 }
 
 uint32_t cuda_attention_tile_tokens(uint32_t heads, uint32_t kv_heads)

@@ -17,20 +17,12 @@
 
 static __host__ __device__ inline uint32_t chunk_of(uint32_t position)
 {
-    if (position < 1024)
-        return position / 64;
-    if (position < 8192)
-        return 16 + (position - 1024) / 256;
-    return 44 + (position - 8192) / 1024;
+    return position < 8192 ? position / 256 : 32 + (position - 8192) / 1024;
 }
 
 static __device__ inline uint32_t chunk_begin(uint32_t chunk)
 {
-    if (chunk < 16)
-        return chunk * 64;
-    if (chunk < 44)
-        return 1024 + (chunk - 16) * 256;
-    return 8192 + (chunk - 44) * 1024;
+    return chunk < 32 ? chunk * 256 : 8192 + (chunk - 32) * 1024;
 }
 
 /* Groups of ROWS query heads of one KV head. */

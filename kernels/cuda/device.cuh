@@ -108,6 +108,7 @@ struct cuda_layer {
     float *attn_norm, *ffn_norm, *sinks;
     float *router, *router_bias; /* [experts, hidden] F32 */
     unsigned char *kv;           /* the layer's pool */
+    int32_t *forced;             /* [context, active]: options.experts; NULL but in tests */
     bool sliding;
 };
 
@@ -200,6 +201,7 @@ struct cuda_stage {
     float *logits; /* [CUDA_HEAD_ROWS, head_count]; a whole head: without keep_logits */
     struct kernels_slice_block *sample_blocks; /* [CUDA_HEAD_ROWS, blocks], of a whole head */
     void *matmul_scratch;
+    float *router_partial; /* of steps of one token (solo.cuh); NULL: those run as others do */
     struct cuda_clock *clock;
     struct cuda_progress *progress; /* pinned */
     uint64_t given_capacity;        /* table entries of one pool in one step */
@@ -299,10 +301,32 @@ struct cuda_router {
     float *logits; /* scratch [n, experts] */
     int32_t *choice;
     float *choice_weight;
-    uint32_t *tickets; /* [n] */
+    uint32_t *tickets;     /* [n] */
+    const int32_t *forced; /* [context, active] by position, with step; NULL: none */
 };
 const char *cuda_router_refuses(uint32_t hidden, uint32_t experts, uint32_t active); /* or NULL */
 int cuda_router_run(const struct cuda_router *r, uint32_t n, cudaStream_t stream);
+
+/* solo.cu: the products of a step of one token, with the norms, the router and the sum of the experts
+ * between them. x: the residual, in place. early: as of cuda_launch_when. */
+struct cuda_solo {
+    const struct cuda_step *step;
+    const struct gguf_model *model;
+    float *x;
+    float *qkv[3]; /* of each of the layer's matrices */
+    const __half *attended;
+    __half *act; /* scratch [active, expert_ffn] */
+    float *partial;
+    int32_t *choice; /* [active] */
+    float *choice_weight;
+};
+bool cuda_solo_supports(const struct gguf_model *model);
+uint64_t cuda_solo_partial_floats(const struct gguf_model *model);
+int cuda_solo_qkv(const struct cuda_solo *s, const struct cuda_layer *layer, bool early,
+                  cudaStream_t stream);
+int cuda_solo_out(const struct cuda_solo *s, const struct cuda_layer *layer, cudaStream_t stream);
+int cuda_solo_experts(const struct cuda_solo *s, const struct cuda_layer *layer,
+                      cudaStream_t stream);
 
 /* sample.cu: samples picks first…first+n−1, whose logits are [n, count]. */
 struct cuda_sampling {

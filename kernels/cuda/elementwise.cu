@@ -175,6 +175,21 @@ static __device__ uint64_t row_of(const struct cuda_step *step, uint32_t first, 
     return cuda_part<const struct cuda_pick>(step, step->picks)[first + i].token;
 }
 
+/* part: [NORM_WARPS] of shared memory; ends with a barrier. */
+template <int PARTS>
+static __device__ __forceinline__ void sum_squares(const float4 (&row)[PARTS], float *part)
+{
+    float dots[PARTS], sum[PARTS][1];
+    norm_dot(dots, row, row);
+#pragma unroll
+    for (int i = 0; i < PARTS; i++)
+        sum[i][0] = dots[i];
+    const float mine = norm_warp_sums<PARTS, 1>(sum);
+    if (threadIdx.x % 32 == 0)
+        part[threadIdx.x / 32] = mine;
+    __syncthreads();
+}
+
 template <int PARTS>
 static __global__ __launch_bounds__(NORM_THREADS) void rmsnorm_kernel(
     const struct cuda_step *step, uint32_t first, const float *x, const float *weight,
@@ -189,11 +204,7 @@ static __global__ __launch_bounds__(NORM_THREADS) void rmsnorm_kernel(
     if (from == ~0ull)
         return;
     norm_load(row, x + from * columns, columns);
-    float sum[1] = {norm_dot(row, row)};
-    norm_warp_sums<1>(sum);
-    if (threadIdx.x % 32 == 0)
-        part[threadIdx.x / 32] = sum[0];
-    __syncthreads();
+    sum_squares(row, part);
     float scale = norm_scale(norm_sum(part, 1, 0), columns, eps);
 #pragma unroll
     for (int i = 0; i < PARTS; i++)
@@ -228,18 +239,14 @@ static __global__ __launch_bounds__(NORM_THREADS) void combine_kernel(
     }
 #pragma unroll
     for (int i = 0; i < PARTS; i++) {
-        uint32_t c = i * NORM_COLUMNS + 4 * threadIdx.x;
+        const uint32_t c = norm_column(i, columns);
         row[i] = norm_add(row[i], total[i]);
-        if (c < columns)
+        if (c != ~0u)
             *(float4 *)(x + t * columns + c) = row[i];
     }
     if (!weight)
         return;
-    float sum[1] = {norm_dot(row, row)};
-    norm_warp_sums<1>(sum);
-    if (threadIdx.x % 32 == 0)
-        part[threadIdx.x / 32] = sum[0];
-    __syncthreads();
+    sum_squares(row, part);
     float scale = norm_scale(norm_sum(part, 1, 0), columns, eps);
 #pragma unroll
     for (int i = 0; i < PARTS; i++)
@@ -259,12 +266,12 @@ static __global__ __launch_bounds__(NORM_THREADS) void rmsnorm_any_kernel(
     if (from == ~0ull)
         return;
     x += from * columns;
-    float sum[1] = {0};
+    float sum[1][1] = {{0}};
     for (uint32_t i = threadIdx.x; i < columns; i += NORM_THREADS)
-        sum[0] = __fmaf_rn(x[i], x[i], sum[0]);
-    norm_warp_sums<1>(sum);
+        sum[0][0] = __fmaf_rn(x[i], x[i], sum[0][0]);
+    const float mine = norm_warp_sums<1, 1>(sum);
     if (threadIdx.x % 32 == 0)
-        part[threadIdx.x / 32] = sum[0];
+        part[threadIdx.x / 32] = mine;
     __syncthreads();
     float scale = norm_scale(norm_sum(part, 1, 0), columns, eps);
     for (uint32_t i = threadIdx.x; i < columns; i += NORM_THREADS)
@@ -278,7 +285,7 @@ static int rmsnorm(const struct cuda_step *step, uint32_t first, const float *x,
     void (*kernel)(const struct cuda_step *, uint32_t, const float *, const float *, uint32_t,
                    float, __half *) = rmsnorm_any_kernel;
     if (columns % 4 == 0)
-        switch ((columns + NORM_COLUMNS - 1) / NORM_COLUMNS) {
+        switch (norm_parts(columns)) {
         case 1: kernel = rmsnorm_kernel<1>; break;
         case 2: kernel = rmsnorm_kernel<2>; break;
         case 3: kernel = rmsnorm_kernel<3>; break;
@@ -296,7 +303,7 @@ int cuda_combine(const float *y, const float *choice_weight, uint32_t active, fl
 {
     void (*kernel)(const float *, const float *, uint32_t, float *, const float *, uint32_t, float,
                    __half *) = NULL;
-    switch ((columns + NORM_COLUMNS - 1) / NORM_COLUMNS) {
+    switch (norm_parts(columns)) {
     case 1: kernel = combine_kernel<1>; break;
     case 2: kernel = combine_kernel<2>; break;
     case 3: kernel = combine_kernel<3>; break;

@@ -4,23 +4,26 @@
 #ifndef GPTOSS_KERNELS_CUDA_LAUNCH_CUH
 #define GPTOSS_KERNELS_CUDA_LAUNCH_CUH
 
+#include "kernels/cuda/device.cuh"
 #include "kernels/cuda/stream.cuh"
 #include "kernels/cuda/wide.cuh"
 
-/* 1: kernels may start before the one in front has ended. */
 /* Multiprocessors of the device that choices are made for (an H100), so that they depend on shapes. */
 #define LAUNCH_PROCESSORS 132
 /* Columns of an item of experts in LAUNCH_STREAM_8: more are rare there, and x takes room. */
 #define LAUNCH_FEW 4
-#ifndef LAUNCH_EARLY
-#define LAUNCH_EARLY 1
-#endif
+
+/* Of `wide` on a multiprocessor, by registers, with 16 and 32 columns. */
+#define WIDE_CTAS 3
 
 enum launch_shape {
     LAUNCH_STREAM_8,
     LAUNCH_STREAM_16,
+    LAUNCH_TILE_16, /* without wgmma: STREAM_16 */
+    LAUNCH_TILE_32,
     LAUNCH_TILE_64,
     LAUNCH_TILE_128,
+    LAUNCH_SPLIT_64,    /* linear: as TILE_64, a cluster for each item; others: TILE_64 */
     LAUNCH_TILE_64_MMA, /* as the two before, with mma even where the device has wgmma */
     LAUNCH_TILE_128_MMA,
 };
@@ -37,8 +40,11 @@ static inline uint32_t launch_width(enum launch_shape shape)
 {
     switch (shape) {
     case LAUNCH_STREAM_8: return 8;
-    case LAUNCH_STREAM_16: return 16;
+    case LAUNCH_STREAM_16:
+    case LAUNCH_TILE_16: return 16;
+    case LAUNCH_TILE_32: return 32;
     case LAUNCH_TILE_64:
+    case LAUNCH_SPLIT_64:
     case LAUNCH_TILE_64_MMA: return 64;
     default: return 128;
     }
@@ -54,14 +60,16 @@ struct launch_fit {
 static inline uint32_t launch_ctas(struct launch_fit *kept, const void *kernel, uint32_t bytes)
 {
     int device = 0, processors = 0, each = 0, most = 0;
+    cudaFuncAttributes attributes;
     if (cudaGetDevice(&device) != cudaSuccess)
         return 0;
     if (kept->ctas && kept->device == device && kept->bytes == bytes)
         return kept->ctas;
     if (cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) !=
             cudaSuccess ||
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most) !=
-            cudaSuccess ||
+        cudaFuncGetAttributes(&attributes, kernel) != cudaSuccess ||
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             most - (int)attributes.sharedSizeBytes) != cudaSuccess ||
         cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device) !=
             cudaSuccess ||
         cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, 256, bytes) != cudaSuccess)
@@ -72,24 +80,6 @@ static inline uint32_t launch_ctas(struct launch_fit *kept, const void *kernel, 
     return kept->ctas;
 }
 
-/* The kernel may start before the one in front of it has ended; it waits itself (ptx_wait_previous). */
-template <typename... Arguments>
-static int launch_early(void (*kernel)(Arguments...), dim3 grid, uint32_t threads, uint32_t bytes,
-                        cudaStream_t stream, Arguments... arguments)
-{
-    cudaLaunchAttribute attribute = {};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = grid;
-    config.blockDim = dim3(threads);
-    config.dynamicSmemBytes = bytes;
-    config.stream = stream;
-    config.attrs = &attribute;
-    config.numAttrs = 1;
-    return cudaLaunchKernelEx(&config, kernel, arguments...) == cudaSuccess ? 0 : -1;
-}
-
 /* A CTA of 256 threads for each item, at most as many as fit. */
 template <typename... Arguments>
 static int launch(struct launch_fit *kept, void (*kernel)(Arguments...), uint32_t items,
@@ -98,7 +88,7 @@ static int launch(struct launch_fit *kept, void (*kernel)(Arguments...), uint32_
     const uint32_t fit = launch_ctas(kept, (const void *)kernel, bytes);
     if (fit == 0)
         return -1;
-    return launch_early(kernel, dim3(items < fit ? items : fit), 256, bytes, stream, arguments...);
+    return cuda_launch(kernel, dim3(items < fit ? items : fit), 256, bytes, stream, arguments...);
 }
 
 template <enum layout_format format, enum product_kind kind, int tiles, int columns, int depth,
@@ -132,9 +122,35 @@ template <enum layout_format format, enum product_kind kind, int width, int stag
 static int launch_wide(const struct product *p, uint32_t groups, cudaStream_t to)
 {
     static struct launch_fit kept;
-    return launch(&kept, wide<format, kind, width, stages, ctas>,
+    return launch(&kept, wide<format, kind, width, stages, ctas, false>,
                   (p->tiles + TILE_TILES - 1) / TILE_TILES * groups,
                   stages * wide_stage_bytes(format, width) + 1024, to, *p);
+}
+
+/* A cluster of as many CTAs as there are parts for each item. */
+template <enum layout_format format, int width, int stages>
+static int launch_split(const struct product *p, uint32_t groups, cudaStream_t to)
+{
+    static struct launch_fit kept;
+    const uint32_t bytes = stages * wide_stage_bytes(format, width) + 1024;
+    const uint32_t parts = (p->chunks + p->part_chunks - 1) / p->part_chunks;
+    void (*const kernel)(struct product) = wide<format, PRODUCT_LINEAR, width, stages, 2, true>;
+    if (launch_ctas(&kept, (const void *)kernel, bytes) == 0)
+        return -1;
+    cudaLaunchAttribute attributes[2] = {};
+    attributes[0].id = cudaLaunchAttributeClusterDimension;
+    attributes[0].val.clusterDim.x = parts;
+    attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
+    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[1].val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3((p->tiles + TILE_TILES - 1) / TILE_TILES * groups * parts);
+    config.blockDim = dim3(TILE_WARPS * 32);
+    config.dynamicSmemBytes = bytes;
+    config.stream = to;
+    config.attrs = attributes;
+    config.numAttrs = cuda_starts_early ? 2 : 1;
+    return cudaLaunchKernelEx(&config, kernel, *p) == cudaSuccess ? 0 : -1;
 }
 
 /* wide.cuh is compiled for Hopper alone. */
@@ -172,6 +188,20 @@ static int launch_product(const struct product *p, enum launch_shape shape, uint
     case LAUNCH_STREAM_16:
         return launch_stream < format, kind, 2, 2, format == LAYOUT_F16 ? 1 : 2,
                format == LAYOUT_I8 ? 2 : 3, false > (p, groups, to);
+    case LAUNCH_TILE_16:
+        if (launch_has_wgmma())
+            return launch_wide<format, kind, 16, tall, WIDE_CTAS>(p, groups, to);
+        return launch_stream < format, kind, 2, 2, format == LAYOUT_F16 ? 1 : 2,
+               format == LAYOUT_I8 ? 2 : 3, false > (p, groups, to);
+    case LAUNCH_TILE_32:
+        if (launch_has_wgmma())
+            return launch_wide<format, kind, 32, tall, WIDE_CTAS>(p, groups, to);
+        return launch_tile<format, kind, 32, tall>(p, groups, to);
+    case LAUNCH_SPLIT_64:
+        if constexpr (linear)
+            if (launch_has_wgmma())
+                return launch_split<format, 64, tall>(p, groups, to);
+        [[fallthrough]];
     case LAUNCH_TILE_64:
         if (launch_has_wgmma()) {
             if constexpr (linear)

@@ -15,7 +15,8 @@ static uint64_t waves(uint64_t items, uint64_t at_once)
 
 /* By times measured on an H100, in ns: `stream` of 16 columns takes 8500 and 0.3 for each tile and
  * chunk, a wave of `wide` for each chunk 490 (64 columns, one CTA on a multiprocessor), 810 (two) or
- * 690 (128 columns). */
+ * 690 (128 columns); with a
+ * cluster for each item 4000 and 1500; 430 with 32 columns, in one wave. */
 static enum launch_shape shape_for(const struct product *p, uint32_t n)
 {
     if (n <= 8)
@@ -29,6 +30,16 @@ static enum launch_shape shape_for(const struct product *p, uint32_t n)
                                 ? p->chunks * 490ull
                                 : waves(items64, 2 * LAUNCH_PROCESSORS) * p->chunks * 810;
     const uint64_t wide128 = waves(items128, LAUNCH_PROCESSORS) * p->chunks * 690;
+    const uint64_t parts = (p->chunks + p->part_chunks - 1) / p->part_chunks;
+    const uint64_t split64 =
+        4000 + waves(items64 * parts, 2 * LAUNCH_PROCESSORS) * p->part_chunks * 1500;
+    const uint64_t wide32 =
+        items * ((n + 31) / 32) <= LAUNCH_PROCESSORS ? p->chunks * 430ull : UINT64_MAX;
+    if (wide32 <= split64 && wide32 <= stream16 && wide32 <= wide64 && wide32 <= wide128)
+        return LAUNCH_TILE_32;
+    if (items64 * parts <= 4 * LAUNCH_PROCESSORS && split64 <= stream16 && split64 <= wide64 &&
+        split64 <= wide128)
+        return LAUNCH_SPLIT_64;
     if (stream16 <= wide64 && stream16 <= wide128)
         return LAUNCH_STREAM_16;
     return wide64 <= wide128 ? LAUNCH_TILE_64 : LAUNCH_TILE_128;
@@ -62,7 +73,7 @@ int cuda_linear_shaped(const struct cuda_matrix *w, const float *bias, const __h
     if (launch_shaped(w->type, &p, chosen, stream) == 0)
         return 0;
     /* `stream` wants more shared memory than some devices before Hopper have. */
-    if (shape < 0 && chosen < LAUNCH_TILE_64)
+    if (shape < 0 && chosen < LAUNCH_TILE_16)
         return launch_shaped(w->type, &p, LAUNCH_TILE_64, stream);
     return -1;
 }

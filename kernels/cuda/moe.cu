@@ -161,7 +161,11 @@ static enum launch_shape shape_for(const struct cuda_moe *moe, uint32_t n)
     const uint32_t each = n * moe->active / moe->experts;
     if (n <= 8)
         return LAUNCH_STREAM_8;
-    return each <= 4 ? LAUNCH_STREAM_8 : each <= 768 ? LAUNCH_TILE_64 : LAUNCH_TILE_128;
+    return each <= 4     ? LAUNCH_STREAM_8
+           : each <= 8   ? LAUNCH_TILE_16
+           : each <= 16  ? LAUNCH_TILE_32
+           : each <= 768 ? LAUNCH_TILE_64
+                         : LAUNCH_TILE_128;
 }
 
 template <enum product_kind kind>
@@ -184,18 +188,18 @@ int cuda_moe_run_shaped(const struct cuda_moe *moe, const __half *x, const int32
         return 0;
     const enum launch_shape shape = chosen < 0 ? shape_for(moe, n) : (enum launch_shape)chosen;
     const uint32_t most = shape == LAUNCH_STREAM_8 ? LAUNCH_FEW : launch_width(shape);
-    const uint32_t width = shape < LAUNCH_TILE_64 && n < most ? n : most;
+    const uint32_t width = shape < LAUNCH_TILE_16 && n < most ? n : most;
     const uint32_t n_pairs = n * moe->active;
     const struct places at = places_of(moe, n, scratch);
-    const bool sorted = n_pairs > 32 || shape >= LAUNCH_TILE_64;
+    const bool sorted = n_pairs > 32 || shape >= LAUNCH_TILE_16;
     const uint32_t groups = groups_at_most(moe, n, width);
     if (sorted) {
         const uint32_t bytes = moe->experts * (SORT_WARPS + 1) * (uint32_t)sizeof(uint32_t);
         static struct launch_fit kept;
         if (launch_ctas(&kept, (const void *)sort, bytes) == 0)
             return -1;
-        if (launch_early(sort, dim3(1), SORT_THREADS, bytes, stream, choice, n_pairs, moe->experts,
-                         width, at.pairs, at.groups, at.n_groups))
+        if (cuda_launch(sort, dim3(1), SORT_THREADS, bytes, stream, choice, n_pairs, moe->experts,
+                        width, at.pairs, at.groups, at.n_groups))
             return -1;
     }
 
@@ -223,8 +227,8 @@ int cuda_moe_run_shaped(const struct cuda_moe *moe, const __half *x, const int32
         return -1;
     if (residual == NULL)
         return 0;
-    return launch_early(combine, dim3((moe->hidden + 255) / 256, n), 256, 0, stream,
-                        (const float *)at.y, weight, residual, moe->active, moe->hidden);
+    return cuda_launch(combine, dim3((moe->hidden + 255) / 256, n), 256, 0, stream,
+                       (const float *)at.y, weight, residual, moe->active, moe->hidden);
 }
 
 int cuda_moe_run(const struct cuda_moe *moe, const __half *x, const int32_t *choice,

@@ -424,8 +424,9 @@ int cuda_op_sample(struct kernels *k, const struct kernels_op_sample *op, double
         struct cuda_sampling s = {};
         const float *logits = give<float>(&b, (uint64_t)n * op->vocabulary, op->logits);
         s.step = (struct cuda_step *)give<unsigned char>(&b, bytes, step);
-        s.vocabulary = op->vocabulary;
-        s.scratch = give<unsigned char>(&b, cuda_sample_scratch_bytes(op->vocabulary), NULL);
+        s.count = s.ids = op->vocabulary;
+        s.blocks = give<struct kernels_slice_block>(
+            &b, (uint64_t)CUDA_HEAD_ROWS * kernels_slice_blocks(op->vocabulary), NULL);
         run(&b, op->repeat ? op->repeat : 1, seconds, [&](uint32_t) {
             for (uint32_t first = 0; first < n; first += CUDA_HEAD_ROWS) {
                 uint32_t left = n - first;

@@ -54,12 +54,12 @@ static __device__ __forceinline__ uint32_t product_x_row(const struct product &p
     return column;
 }
 
-static __device__ __forceinline__ float product_swiglu(const struct product &p, float gate,
+static __device__ __forceinline__ float product_swiglu(float alpha, float limit, float gate,
                                                        float up)
 {
-    const float a = fminf(gate, p.limit);
-    const float b = fminf(fmaxf(up, -p.limit), p.limit);
-    const float sigmoid = __fdiv_rn(1.0f, __fadd_rn(1.0f, expf(__fmul_rn(-p.alpha, a))));
+    const float a = fminf(gate, limit);
+    const float b = fminf(fmaxf(up, -limit), limit);
+    const float sigmoid = __fdiv_rn(1.0f, __fadd_rn(1.0f, expf(__fmul_rn(-alpha, a))));
     return __fmul_rn(__fmul_rn(a, sigmoid), __fadd_rn(b, 1.0f));
 }
 
@@ -115,7 +115,7 @@ static __device__ __forceinline__ void product_store(const struct product &p,
             continue;
         if constexpr (kind == PRODUCT_GATE_UP) {
             p.act[(size_t)column[c] * (p.rows / 2) + row / 2] =
-                __float2half_rn(product_swiglu(p, sum[0][c], sum[1][c]));
+                __float2half_rn(product_swiglu(p.alpha, p.limit, sum[0][c], sum[1][c]));
         } else {
             float *const y = p.y + (size_t)column[c] * p.rows + row;
             if (p.rows % 2 == 0) {

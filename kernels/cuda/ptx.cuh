@@ -94,6 +94,13 @@ static __device__ __forceinline__ void ptx_store_zeros16(uint32_t shared)
     asm volatile("st.shared.v4.u32 [%0], {%1,%1,%1,%1};" ::"r"(shared), "r"(0) : "memory");
 }
 
+static __device__ __forceinline__ void ptx_store_shared16(uint32_t shared, const float v[4])
+{
+    asm volatile("st.shared.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(shared), "f"(v[0]), "f"(v[1]),
+                 "f"(v[2]), "f"(v[3])
+                 : "memory");
+}
+
 /* Four 8 × 8 matrices of halves; lane 8m + r names row r of matrix m. Register m of lane 4g + t: row g,
  * columns 2t and 2t + 1: with rows = tokens and matrices 8 columns apart, two mma's B operands. */
 static __device__ __forceinline__ uint4 ptx_load_matrices(uint32_t shared)
@@ -104,6 +111,17 @@ static __device__ __forceinline__ uint4 ptx_load_matrices(uint32_t shared)
                  : "r"(shared)
                  : "memory");
     return v;
+}
+
+/* Barrier `id` (1 … 15) of `threads` of the CTA: those that wait see what all stored before. */
+static __device__ __forceinline__ void ptx_warps_wait(uint32_t id, uint32_t threads)
+{
+    asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+static __device__ __forceinline__ void ptx_warps_arrive(uint32_t id, uint32_t threads)
+{
+    asm volatile("barrier.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 /* From Hopper on. A barrier in shared memory that completes a phase when one thread has arrived and all bytes that it
@@ -150,10 +168,51 @@ static __device__ __forceinline__ void ptx_copy_bulk(uint32_t shared, const void
         : "memory");
 }
 
+/* The same, of what is read once: it leaves the L2 first. */
+static __device__ __forceinline__ void ptx_copy_bulk_once(uint32_t shared, const void *global,
+                                                          uint32_t bytes, uint32_t barrier)
+{
+#if PTX_HOPPER
+    asm volatile("{\n"
+                 ".reg .b64 policy;\n"
+                 "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
+                 "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+                 "[%0], [%1], %2, [%3], policy;\n"
+                 "}" ::"r"(shared),
+                 "l"(global), "r"(bytes), "r"(barrier)
+                 : "memory");
+#endif
+}
+
 /* Ordinary stores of this thread to shared memory come before later bulk copies and wgmma. */
 static __device__ __forceinline__ void ptx_fence_async(void)
 {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/* From Hopper on. All threads of the cluster have come here, and see what each other's stored. */
+static __device__ __forceinline__ void ptx_cluster_sync(void)
+{
+#if PTX_HOPPER
+    asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+#endif
+}
+
+/* 16 bytes of CTA `rank` of the cluster, at this CTA's address of the same. */
+static __device__ __forceinline__ float4 ptx_load_cluster16(uint32_t shared, uint32_t rank)
+{
+    float4 v = {0, 0, 0, 0};
+#if PTX_HOPPER
+    asm volatile("{\n"
+                 ".reg .u32 there;\n"
+                 "mapa.shared::cluster.u32 there, %4, %5;\n"
+                 "ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [there];\n"
+                 "}"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "r"(shared), "r"(rank)
+                 : "memory");
+#endif
+    return v;
 }
 
 /* Programmatic dependent launch: the next kernel of the stream may start (it still waits, below, for

@@ -11,42 +11,23 @@
  */
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/norm.cuh"
+#include "kernels/cuda/router.cuh"
 
-#define EXPERTS_MAX 512
-#define ACTIVE_MAX  32
-
-/* Of one row, by one warp: expert e has as its rank the number of those that are better. `chosen` is
- * [2 · ACTIVE_MAX] of shared memory. */
-static __device__ void choose(const float *logits, uint32_t experts, uint32_t active, float *chosen,
-                              int32_t *choice, float *weight)
+/* Of each row with w, or with itself where w is NULL. */
+template <int PARTS, int ROWS>
+static __device__ __forceinline__ float warp_sums(const float4 (&x)[ROWS][PARTS],
+                                                  const float4 (*w)[PARTS])
 {
-    uint32_t lane = threadIdx.x % 32;
-    float most = -INFINITY;
-    for (uint32_t e = lane; e < experts; e += 32)
-        most = fmaxf(most, logits[e]);
-    for (int step = 16; step; step /= 2)
-        most = fmaxf(most, __shfl_xor_sync(~0u, most, step));
-    for (uint32_t e = lane; e < experts; e += 32) {
-        float mine = logits[e];
-        uint32_t rank = 0;
-#pragma unroll 8
-        for (uint32_t other = 0; other < experts; other++) {
-            float value = logits[other];
-            rank += value > mine || (value == mine && other < e);
-        }
-        if (rank < active) {
-            chosen[rank] = expf(__fsub_rn(mine, most));
-            chosen[ACTIVE_MAX + rank] = __uint_as_float(e);
-        }
+    float sum[PARTS][ROWS];
+#pragma unroll
+    for (int j = 0; j < ROWS; j++) {
+        float dots[PARTS];
+        norm_dot(dots, x[j], w ? *w : x[j]);
+#pragma unroll
+        for (int i = 0; i < PARTS; i++)
+            sum[i][j] = dots[i];
     }
-    __syncwarp();
-    if (lane >= active)
-        return;
-    float sum = chosen[0];
-    for (uint32_t j = 1; j < active; j++)
-        sum = __fadd_rn(sum, chosen[j]);
-    choice[lane] = (int32_t)__float_as_uint(chosen[ACTIVE_MAX + lane]);
-    weight[lane] = __fdiv_rn(chosen[lane], sum);
+    return norm_warp_sums<PARTS, ROWS>(sum);
 }
 
 /* blockIdx.x: which `each` experts; blockIdx.y: which ROWS rows. Rows beyond the step's tokens repeat
@@ -56,7 +37,7 @@ static __global__ __launch_bounds__(NORM_THREADS) void router_kernel(struct cuda
                                                                      uint32_t n, uint32_t each)
 {
     extern __shared__ float shared[]; /* [each, NORM_WARPS, ROWS] sums, or [ROWS, experts] logits */
-    __shared__ float squares[NORM_WARPS * ROWS], chosen[ROWS][2 * ACTIVE_MAX];
+    __shared__ float squares[NORM_WARPS * ROWS], chosen[ROWS][2 * ROUTER_ACTIVE_MAX];
     __shared__ bool last;
     uint32_t e_first = blockIdx.x * each, e_end = min(r.experts, e_first + each);
     uint32_t first = blockIdx.y * ROWS, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -68,18 +49,17 @@ static __global__ __launch_bounds__(NORM_THREADS) void router_kernel(struct cuda
     ptx_wait_previous();
 
     uint32_t tokens = r.step ? r.step->n_tokens : n;
-    float sum[ROWS], scale[ROWS];
+    float scale[ROWS];
 #pragma unroll
     for (int i = 0; i < ROWS; i++) {
         uint32_t row = first + i;
         norm_load(x[i], r.x + (uint64_t)(row < n && row < tokens ? row : 0) * r.hidden, r.hidden);
-        sum[i] = norm_dot(x[i], x[i]);
         scale[i] = 1;
     }
     if (r.norm) {
-        norm_warp_sums<ROWS>(sum);
-        if (lane % (32 / ROWS) == 0)
-            squares[warp * ROWS + norm_mine<ROWS>()] = sum[0];
+        const float mine = warp_sums<PARTS, ROWS>(x, NULL);
+        if (lane < ROWS)
+            squares[warp * ROWS + norm_mine<ROWS>()] = mine;
         __syncthreads();
 #pragma unroll
         for (int i = 0; i < ROWS; i++) {
@@ -98,15 +78,12 @@ static __global__ __launch_bounds__(NORM_THREADS) void router_kernel(struct cuda
     for (uint32_t e = e_first; e < e_end; e++) {
         if (e + 1 < e_end)
             norm_load(next, r.weight + (uint64_t)(e + 1) * r.hidden, r.hidden);
-#pragma unroll
-        for (int i = 0; i < ROWS; i++)
-            sum[i] = norm_dot(x[i], w);
+        const float mine = warp_sums<PARTS, ROWS>(x, &w);
 #pragma unroll
         for (int i = 0; i < PARTS; i++)
             w[i] = next[i];
-        norm_warp_sums<ROWS>(sum);
-        if (lane % (32 / ROWS) == 0)
-            shared[((e - e_first) * NORM_WARPS + warp) * ROWS + norm_mine<ROWS>()] = sum[0];
+        if (lane < ROWS)
+            shared[((e - e_first) * NORM_WARPS + warp) * ROWS + norm_mine<ROWS>()] = mine;
     }
     __syncthreads();
     for (uint32_t i = threadIdx.x; i < (e_end - e_first) * ROWS; i += NORM_THREADS) {
@@ -139,20 +116,23 @@ static __global__ __launch_bounds__(NORM_THREADS) void router_kernel(struct cuda
             shared[i] = __ldcg(&r.logits[(uint64_t)first * r.experts + i]);
     __syncthreads();
     if (warp < ROWS && first + warp < n)
-        choose(shared + warp * r.experts, r.experts, r.active, chosen[warp],
-               r.choice + (uint64_t)(first + warp) * r.active,
-               r.choice_weight + (uint64_t)(first + warp) * r.active);
+        router_choose(shared + warp * r.experts, r.experts, r.active,
+                      r.forced && first + warp < tokens
+                          ? router_forced(r.step, r.forced, r.active, first + warp)
+                          : NULL,
+                      chosen[warp], r.choice + (uint64_t)(first + warp) * r.active,
+                      r.choice_weight + (uint64_t)(first + warp) * r.active);
 }
 
 const char *cuda_router_refuses(uint32_t hidden, uint32_t experts, uint32_t active)
 {
     if (hidden % 4)
         return "a hidden size that is no multiple of 4";
-    if (hidden > NORM_PARTS * NORM_COLUMNS)
+    if (hidden > NORM_MOST)
         return "a hidden size above 5120";
-    if (experts > EXPERTS_MAX)
+    if (experts > ROUTER_EXPERTS_MAX)
         return "more than 512 experts";
-    if (!active || active > experts || active > ACTIVE_MAX)
+    if (!active || active > experts || active > ROUTER_ACTIVE_MAX)
         return "no experts to choose, or more than 32";
     return NULL;
 }
@@ -183,7 +163,7 @@ static int run_rows(const struct cuda_router *r, uint32_t n, cudaStream_t stream
 
 int cuda_router_run(const struct cuda_router *r, uint32_t n, cudaStream_t stream)
 {
-    switch ((r->hidden + NORM_COLUMNS - 1) / NORM_COLUMNS) {
+    switch (norm_parts(r->hidden)) {
     case 0:
     case 1: return run_rows<1>(r, n, stream);
     case 2: return run_rows<2>(r, n, stream);

@@ -126,6 +126,8 @@ static void lay_out_activations(struct arena *a, struct arena *pinned, struct cu
     stage->attention_tickets = take<uint32_t>(a, o->step_rows, m->heads);
     stage->router_tickets = take<uint32_t>(a, tokens, 1);
     stage->finish_ticket = take<uint32_t>(a, 1, 1);
+    if (cuda_solo_supports(m))
+        stage->router_partial = take<float>(a, cuda_solo_partial_floats(m), 1);
     stage->clock = take<struct cuda_clock>(a, 1, 1);
     if (o->head_count) {
         bool whole = stage->base.samples && !stage->base.cut;
@@ -170,6 +172,9 @@ static int lay_out(struct cuda_stage *stage, char *err, size_t err_size)
     stage->cosine = take<float>(&device, o->context, m->head_dim / 2);
     stage->sine = take<float>(&device, o->context, m->head_dim / 2);
     lay_out_activations(&device, &pinned, stage);
+
+    for (uint32_t i = 0; o->experts && i < o->layer_count; i++)
+        stage->layers[i].forced = take<int32_t>(&device, o->context, m->active);
 
     uint64_t element = o->kv_type == KERNELS_KV_F32 ? 4 : 2, block_bytes;
     if (__builtin_mul_overflow(2 * (uint64_t)m->kv_heads * m->head_dim, o->block_tokens * element,
@@ -303,6 +308,21 @@ static int fill_rotation(struct cuda_stage *stage, char *err, size_t err_size)
     return -1;
 }
 
+/* For tests: the experts that the router is to choose. */
+static int fill_forced(struct cuda_stage *stage, char *err, size_t err_size)
+{
+    const struct kernels_stage_options *o = &stage->base.options;
+    uint64_t n = (uint64_t)o->context * stage->base.model->active;
+    for (uint32_t i = 0; o->experts && i < o->layer_count; i++)
+        if (cudaMemcpy(stage->layers[i].forced, o->experts + i * n, n * sizeof *o->experts,
+                       cudaMemcpyHostToDevice) != cudaSuccess) {
+            snprintf(err, err_size, "the experts of layer %u did not reach GPU %d", i,
+                     stage->device->index);
+            return -1;
+        }
+    return 0;
+}
+
 static int take_memory(struct cuda_stage *stage, char *err, size_t err_size)
 {
     uint64_t slots = stage->base.options.slots;
@@ -418,8 +438,8 @@ int cuda_stage_create(struct kernels_stage **out, struct kernels *k, const struc
     }
     if (lay_out(stage, err, err_size) || refuse_memory(stage, err, err_size) ||
         take_memory(stage, err, err_size) || fill_rotation(stage, err, err_size) ||
-        cuda_load(stage, err, err_size) || cuda_step_capture(stage, err, err_size) ||
-        start_watcher(stage, err, err_size)) {
+        fill_forced(stage, err, err_size) || cuda_load(stage, err, err_size) ||
+        cuda_step_capture(stage, err, err_size) || start_watcher(stage, err, err_size)) {
         cuda_stage_destroy(&stage->base);
         return -1;
     }

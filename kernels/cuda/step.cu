@@ -2,7 +2,7 @@
  * Step: its description packed, its kernels queued.
  *
  * Eight kernels a layer: QKV, attention (two where rows have several tokens), output; norm + router,
- * those of the experts, their sum + norm of the next layer.
+ * those of the experts, their sum + norm of the next layer. A step of one token has five (solo.cuh).
  * Steps whose rows have one token each are replayed from a graph, captured when the stage is made for
  * each of some numbers of rows and three lengths of attention: rows beyond the step's are computed
  * and belong to nobody. Other steps are launched kernel by kernel. The bits are the same.
@@ -153,37 +153,47 @@ struct extent {
     const struct cuda_lane *lane; /* NULL where a graph is captured */
 };
 
-/* x → x + attention; h holds the layer's first norm. */
+static struct cuda_solo solo_of(struct cuda_stage *stage)
+{
+    struct cuda_solo s = {};
+    s.step = stage->step;
+    s.model = stage->base.model;
+    s.x = stage->x;
+    s.attended = stage->attended;
+    s.act = (__half *)stage->matmul_scratch;
+    s.partial = stage->router_partial;
+    s.choice = stage->choice;
+    s.choice_weight = stage->choice_weight;
+    return s;
+}
+
+/* x → x + attention; h holds the layer's first norm, but where `solo` is given. */
 static int queue_attention(struct cuda_stage *stage, const struct cuda_layer *l,
-                           const struct extent *e)
+                           const struct extent *e, struct cuda_solo *solo)
 {
     const struct gguf_model *m = stage->base.model;
     const struct kernels_stage_options *o = &stage->base.options;
     uint32_t q_width = m->heads * m->head_dim, kv_width = m->kv_heads * m->head_dim;
     uint32_t all = q_width + 2 * kv_width;
     struct cuda_attention a = {};
-    if (l->n_qkv == 1) {
-        if (cuda_linear(&l->qkv[0], l->qkv_bias, stage->h, stage->qkv, e->tokens, false,
+    float *to[3] = {stage->qkv, stage->qkv + (uint64_t)o->step_tokens * q_width,
+                    stage->qkv + (uint64_t)o->step_tokens * (q_width + kv_width)};
+    const uint32_t bias[3] = {0, q_width, q_width + kv_width};
+    bool one = l->n_qkv == 1;
+    a.q = to[0];
+    a.k = one ? a.q + q_width : to[1];
+    a.v = one ? a.k + kv_width : to[2];
+    a.q_stride = one ? all : q_width;
+    a.kv_stride = one ? all : kv_width;
+    if (solo) {
+        memcpy(solo->qkv, to, sizeof to);
+        if (cuda_solo_qkv(solo, l, l != stage->layers, stage->stream))
+            return -1;
+    }
+    for (uint32_t i = 0; !solo && i < l->n_qkv; i++)
+        if (cuda_linear(&l->qkv[i], l->qkv_bias + bias[i], stage->h, to[i], e->tokens, false,
                         stage->matmul_scratch, stage->stream))
             return -1;
-        a.q = stage->qkv;
-        a.k = a.q + q_width;
-        a.v = a.k + kv_width;
-        a.q_stride = a.kv_stride = all;
-    } else {
-        float *to[3] = {stage->qkv, stage->qkv + (uint64_t)o->step_tokens * q_width,
-                        stage->qkv + (uint64_t)o->step_tokens * (q_width + kv_width)};
-        const uint32_t bias[3] = {0, q_width, q_width + kv_width};
-        for (int i = 0; i < 3; i++)
-            if (cuda_linear(&l->qkv[i], l->qkv_bias + bias[i], stage->h, to[i], e->tokens, false,
-                            stage->matmul_scratch, stage->stream))
-                return -1;
-        a.q = to[0];
-        a.k = to[1];
-        a.v = to[2];
-        a.q_stride = q_width;
-        a.kv_stride = kv_width;
-    }
     a.step = stage->step;
     a.kv.base = l->kv;
     a.kv.table = l->sliding ? stage->window_table : stage->full_table;
@@ -203,9 +213,12 @@ static int queue_attention(struct cuda_stage *stage, const struct cuda_layer *l,
     a.out = stage->attended;
     a.partial = stage->partial;
     a.tickets = stage->attention_tickets;
-    return (!e->own && cuda_attention_store(&a, e->tokens, stage->stream)) ||
-           cuda_attention_run(&a, e->singles, e->groups, e->tiles, stage->stream) ||
-           cuda_linear(&l->out, l->out_bias, stage->attended, stage->x, e->tokens, true,
+    if ((!e->own && cuda_attention_store(&a, e->tokens, stage->stream)) ||
+        cuda_attention_run(&a, e->singles, e->groups, e->tiles, stage->stream))
+        return -1;
+    if (solo)
+        return cuda_solo_out(solo, l, stage->stream);
+    return cuda_linear(&l->out, l->out_bias, stage->attended, stage->x, e->tokens, true,
                        stage->matmul_scratch, stage->stream);
 }
 
@@ -229,6 +242,7 @@ static int queue_experts(struct cuda_stage *stage, const struct cuda_layer *l,
     r.choice = stage->choice;
     r.choice_weight = stage->choice_weight;
     r.tickets = stage->router_tickets;
+    r.forced = l->forced;
     struct cuda_moe moe = {};
     moe.gate_up = &l->gate_up;
     moe.down = &l->down;
@@ -293,16 +307,20 @@ static int queue(struct cuda_stage *stage, const struct extent *e)
     b.vocabulary = m->vocabulary;
     b.x = stage->x;
     b.clock = stage->clock;
-    /* The first norm waits for all that the step began with, and with it all that comes behind. */
+    struct cuda_solo solo = solo_of(stage);
+    bool alone = e->tokens == 1 && stage->router_partial;
+    /* The first kernel of a layer waits for all that the step began with, and with it all that comes
+     * behind. */
     if (cuda_begin(&b, e->tokens, stage->stream) ||
-        cuda_rmsnorm(stage->x, stage->layers[0].attn_norm, e->tokens, m->hidden, m->norm_eps,
-                     stage->h, false, stage->stream))
+        (!alone && cuda_rmsnorm(stage->x, stage->layers[0].attn_norm, e->tokens, m->hidden,
+                                m->norm_eps, stage->h, false, stage->stream)))
         return -1;
     for (uint32_t i = 0; i < stage->base.options.layer_count; i++) {
+        const struct cuda_layer *l = &stage->layers[i];
         bool last = i + 1 == stage->base.options.layer_count;
-        if (queue_attention(stage, &stage->layers[i], e) ||
-            queue_experts(stage, &stage->layers[i], last ? NULL : stage->layers[i + 1].attn_norm,
-                          e))
+        if (queue_attention(stage, l, e, alone ? &solo : NULL) ||
+            (alone ? cuda_solo_experts(&solo, l, stage->stream)
+                   : queue_experts(stage, l, last ? NULL : l[1].attn_norm, e)))
             return -1;
     }
     if (stage->base.samples && !stage->base.cut && queue_head(stage, e))
@@ -445,6 +463,8 @@ void cuda_stage_step(struct kernels_stage *base, uint32_t lane_index,
         fail(stage, "copying a step");
         return;
     }
+    if (step->bring)
+        step->bring(step->bring_arg);
     const struct cuda_graph *graph = NULL;
     if (to->n_tokens == to->n_rows && slots_differ(stage, step))
         graph = find_graph(stage, to->n_rows, groups);

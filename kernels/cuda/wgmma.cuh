@@ -47,6 +47,31 @@ static __device__ __forceinline__ void ptx_wgmma_wait(void)
 
 /* d += a · b: a [64, 16] f16 in registers, a warp 16 rows as for mma.m16n8k16; b [16, n]; d [64, n], of
  * which a warp has its 16 rows and d[i] is columns 8i … as for mma. Begins; ends at the wait. */
+static __device__ __forceinline__ void ptx_wgmma(float (&d)[2][4], const uint32_t a[4], uint64_t b)
+{
+#if PTX_WGMMA
+    asm volatile("wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 "
+                 "{%0,%1,%2,%3,%4,%5,%6,%7}, {%8,%9,%10,%11}, %12, 1, 1, 1, 0;"
+                 : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]),
+                   "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+#endif
+}
+
+static __device__ __forceinline__ void ptx_wgmma(float (&d)[4][4], const uint32_t a[4], uint64_t b)
+{
+#if PTX_WGMMA
+    asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 "
+                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, "
+                 "{%16,%17,%18,%19}, %20, 1, 1, 1, 0;"
+                 : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]),
+                   "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]),
+                   "+f"(d[2][2]), "+f"(d[2][3]), "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]),
+                   "+f"(d[3][3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+#endif
+}
+
 static __device__ __forceinline__ void ptx_wgmma(float (&d)[8][4], const uint32_t a[4], uint64_t b)
 {
 #if PTX_WGMMA

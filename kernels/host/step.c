@@ -137,8 +137,23 @@ static void run_attention(struct host_stage *stage, const struct kernels_step *s
     stage->table->linear(c, &output, 1, stage->attended, host_padded(q_width), n);
 }
 
-static void run_experts(struct host_stage *stage, uint32_t n, uint32_t layer, float *x)
+/* For tests: options.experts. */
+static void tell_experts(const struct host_stage *stage, const struct kernels_step *step,
+                         uint32_t layer)
 {
+    const struct kernels_stage_options *o = &stage->base.options;
+    uint32_t active = stage->base.model->active, t = 0;
+    for (uint32_t i = 0; i < step->n_rows; i++)
+        for (uint32_t j = 0; j < step->rows[i].count; j++, t++)
+            memcpy(o->experts +
+                       ((uint64_t)layer * o->context + step->rows[i].position + j) * active,
+                   stage->chosen + (uint64_t)t * active, active * sizeof *o->experts);
+}
+
+static void run_experts(struct host_stage *stage, const struct kernels_step *step, uint32_t layer,
+                        float *x)
+{
+    uint32_t n = step->n_tokens;
     const struct gguf_model *m = stage->base.model;
     const struct gguf_layer *l = &m->layers[stage->base.options.layer_first + layer];
     const struct host_context *c = &stage->context;
@@ -151,6 +166,8 @@ static void run_experts(struct host_stage *stage, uint32_t n, uint32_t layer, fl
     stage->table->linear(c, &router, 1, stage->h, h_stride, n);
     stage->table->route(c, stage->router, n, m->experts, m->active, stage->chosen,
                         stage->chosen_weight);
+    if (stage->base.options.experts)
+        tell_experts(stage, step, layer);
     const struct host_moe moe = {
         .n = n,
         .experts = m->experts,
@@ -263,7 +280,7 @@ int host_step_run(struct host_stage *stage, struct host_lane *lane)
     }
     for (uint32_t layer = 0; layer < stage->base.options.layer_count; layer++) {
         run_attention(stage, step, layer, x);
-        run_experts(stage, step->n_tokens, layer, x);
+        run_experts(stage, step, layer, x);
         host_stream_jobs(stage);
     }
     if (stage->base.cut)

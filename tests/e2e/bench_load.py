@@ -33,7 +33,7 @@ for r in results:
     assert r["total_output_tokens"] == 12 * 8 and r["stages"] == 2
     assert 12 * 25 <= r["total_input_tokens"] <= 12 * 60
     assert abs(r["output_throughput"] - 96 / r["duration"]) < 0.01 * r["output_throughput"]
-    assert 0 <= r["bubble"] <= 1 and len(r["busy"]) == 2 and r["steps"] > 0
+    assert r["hop_us"] > 0 and 0 <= r["bubble"] <= 1 and len(r["busy"]) == 2 and r["steps"] > 0
     for name in ("ttft", "itl", "tpot", "e2el"):
         values = [r[f"{p}_{name}_ms"] for p in ("p50", "p90", "p95", "p99", "max")]
         assert values == sorted(values) and values[0] >= 0, values

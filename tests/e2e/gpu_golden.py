@@ -81,4 +81,5 @@ def main():
 
 
 os.environ.pop("GPTOSS_LOG", None)
-main()
+if __name__ == "__main__":
+    main()

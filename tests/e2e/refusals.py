@@ -76,6 +76,7 @@ def test_wrong_options():
     refused(coordinator, "--model", MODEL, "--layers", "12,x", code=2, words="--layers")
     refused(coordinator, "--model", MODEL, "--layers", "12,11", "--plan-only", code=1, words="24")
     refused(coordinator, "--model", MODEL, "--bind", "tcp://0.0.0.0:5599", code=2, words="--insecure")
+    refused(coordinator, "--model", MODEL, "--transport", "pigeon", code=2, words=["pigeon", "nccl"])
     refused(client, "--temperature", "hot", "x", code=2, words="hot")
     for name in ["gptoss-coordinator", "gptoss-worker", "gptoss-client", "gptoss-gguf", "gptoss-bench"]:
         code, out, said = run(program(name), "--help")
@@ -107,6 +108,13 @@ def test_more_ranks_than_layers():
         assert code == 0, said
         refused(program("gptoss-coordinator"), "--model", small, "--launch", 3, "--bind", f"ipc://{folder.place}/c",
                 "--workers-bind", f"ipc://{folder.place}/w", code=1, words="2 layers cannot be cut into 3 stages")
+
+
+def test_a_transport_that_the_ranks_have_not():
+    with Folder() as folder:
+        refused(program("gptoss-coordinator"), "--model", MODEL, "--device", "cpu", "--launch", 2, "--transport", "nccl",
+                "--bind", f"ipc://{folder.place}/c", "--workers-bind", f"ipc://{folder.place}/w", code=1,
+                words=["--transport nccl", "rank 0 (cpu on ", ": mpi)", "leave --transport out"])
 
 
 def test_a_second_world_is_refused_and_the_first_goes_on():
