@@ -27,3 +27,12 @@ gptoss_test(coordinator_transport gptoss_coordinator)
 # 1,000 schedules here; the measure is 10,000: build/release/tests/test_simulation 10000
 gptoss_test(simulation gptoss_coordinator)
 target_sources(test_simulation PRIVATE simulation.c simulation_ranks.c simulation_clients.c world.c)
+
+# What comes from outside, fuzzed for a while; longer: tests/fuzz/run-coordinator SOURCE BINARY wire
+# -max_total_time=600
+foreach(name wire journal harmony)
+  add_test(NAME ${name}_fuzz COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/fuzz/run-coordinator
+    ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR} ${name})
+  set_tests_properties(${name}_fuzz PROPERTIES
+    TIMEOUT 600 SKIP_RETURN_CODE 77 LABELS long RESOURCE_LOCK fuzz)
+endforeach()

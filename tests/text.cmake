@@ -5,3 +5,4 @@ target_link_libraries(tokenizer_ids PRIVATE gptoss_coordinator_text gptoss_flags
 set_target_properties(tokenizer_ids PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/tests)
 gptoss_test(harmony gptoss_coordinator_text PkgConfig::jansson)
 gptoss_test(harmony_parse gptoss_coordinator_text PkgConfig::jansson)
+gptoss_test(harmony_random gptoss_coordinator_text PkgConfig::jansson)
