@@ -316,6 +316,35 @@ static void nothing_is_accepted_before_it_is_on_disk(void **state)
     fake_destroy(f);
 }
 
+static void a_seed_and_a_deadline_outlive_the_coordinator(void **state)
+{
+    (void)state;
+    struct fake *f = fake_create(model, 1, journaled);
+    fake_start(f);
+    uint32_t ids[3] = {1, 2, 3};
+    Gptoss__TokenIds prompt = GPTOSS__TOKEN_IDS__INIT;
+    prompt.n_ids = 3;
+    prompt.ids = ids;
+    Gptoss__Generate g = GPTOSS__GENERATE__INIT;
+    g.request_id = core_binary("r0000", 5);
+    g.prompt_case = GPTOSS__GENERATE__PROMPT_IDS;
+    g.ids = &prompt;
+    g.max_tokens = 50;
+    g.deadline_ms = 5000;
+    Gptoss__ClientMessage m = GPTOSS__CLIENT_MESSAGE__INIT;
+    m.body_case = GPTOSS__CLIENT_MESSAGE__BODY_GENERATE;
+    m.generate = &g;
+    fake_send(f, 0, &m);
+    fake_tick(f, 1000);
+    uint64_t seed = f->c->requests[0]->seed, deadline = f->c->requests[0]->deadline_us;
+    fake_tick(f, 1000000);
+    restart(f, f->n_records);
+    assert_int_equal(f->c->n_requests, 1);
+    assert_true(f->c->requests[0]->seed == seed);
+    assert_true(f->c->requests[0]->deadline_us == deadline);
+    fake_destroy(f);
+}
+
 static void records_that_make_no_sense_are_left_out(void **state)
 {
     (void)state;
@@ -363,6 +392,7 @@ int main(void)
         cmocka_unit_test(it_is_written_anew_when_it_has_grown),
         cmocka_unit_test(accepted_requests_survive_any_number_of_restarts),
         cmocka_unit_test(nothing_is_accepted_before_it_is_on_disk),
+        cmocka_unit_test(a_seed_and_a_deadline_outlive_the_coordinator),
         cmocka_unit_test(records_that_make_no_sense_are_left_out),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);
