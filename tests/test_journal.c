@@ -223,6 +223,7 @@ static void restart(struct fake *f, size_t n)
     struct coordinator_options options = journaled;
     options.model = model;
     options.model_path = "/models/fake.gguf";
+    options.seed = ++f->random; /* as another run's */
     fake_kill(f);
     coordinator_destroy(f->c);
     if (coordinator_create(&f->c, &options, err, sizeof err))
