@@ -1,5 +1,6 @@
 /*
- * core: the coordinator's insides, shared by core.c, requests.c, sched.c, kv.c and ranks.c.
+ * core: the coordinator's insides, shared by the files of `struct coordinator`
+ * (docs/architecture.md).
  */
 #ifndef GPTOSS_COORDINATOR_CORE_H
 #define GPTOSS_COORDINATOR_CORE_H
@@ -230,6 +231,7 @@ struct coordinator {
     struct cost_stage *costs; /* [n_costs] of each stage; outlives the world */
     uint32_t n_costs;
     bool costs_told;             /* the stages tell what their steps took */
+    uint32_t groups;             /* that decoding sequences were last cut into */
     struct cost_past *cost_past; /* costs.c: the steps that stages may still tell of */
     uint64_t gap_us;             /* options.gap_us, or the default for these ranks */
     double decode_seconds;       /* what the last step's decode rows take */

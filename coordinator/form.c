@@ -2,9 +2,9 @@
  * form: which rows go into the next step.
  *
  * A step holds, in this order:
- *   1. decode rows: one token of each of several sequences. With S stages a step takes the S-th part
- *      of the work that all decoding sequences are, so that S steps of disjoint sequences, which cost
- *      every stage the same, fill the pipeline. A row may be issued before its token is known ("the
+ *   1. decode rows: one token of each of several sequences. The decoding sequences are cut into groups
+ *      of equal work, so that steps of disjoint sequences, which cost every stage the same, fill the
+ *      pipeline: as many groups as stages, or some more where that is quicker. A row may be issued before its token is known ("the
  *      one last sampled for this slot"), one sample ahead, so that no round trip to the coordinator
  *      stands between tokens; but never sooner after its last one than the other sequences' rows take.
  *   2. chunks of prompts, oldest first, as large as the step's time has room for. So a chunk shrinks
@@ -28,6 +28,8 @@
 #define CHUNK_ROUND 16 /* larger chunks are multiples of this */
 #define CHUNKS_MAX  64 /* that prompts are cut into, to fill the pipeline, … */
 #define CHUNK_FILL  64 /* … none of them smaller than this */
+#define LATE_MAX    0.2
+#define GROUPS_GAIN 0.99 /* another number of groups must be better by this */
 
 /* ── decode rows ───────────────────────────────────────────────────────────────────────────── */
 
@@ -60,18 +62,60 @@ static double row_weight(const struct coordinator *c, const struct request *r)
     return cost_of_row(&c->costs[0], &work);
 }
 
+/* The seconds of a round, in which every decoding sequence gets one token. With as many groups as stages
+ * a step cannot begin before that of its group has left the last stage, so a stage that is late (by the
+ * model's error, on the mean) makes the others wait. With more groups something is always queued, but
+ * weights are read once more. */
+static double round_seconds(const struct coordinator *c, const struct cost_work *all,
+                            uint32_t groups)
+{
+    const uint32_t stages = c->world.plan->n_stages;
+    const double part = 1.0 / groups;
+    const struct cost_work work = {.tokens = all->tokens * part,
+                                   .rows = all->rows * part,
+                                   .samples = all->samples * part,
+                                   .full_reads = all->full_reads * part,
+                                   .window_reads = all->window_reads * part,
+                                   .full_pairs = all->full_pairs * part,
+                                   .window_pairs = all->window_pairs * part};
+    double late = 0;
+    for (uint32_t s = 0; s < stages && groups == stages; s++)
+        late = fmax(late, c->costs[s].error);
+    return groups * cost_slowest(c->costs, stages, &work) * (1 + fmin(late, LATE_MAX));
+}
+
+static uint32_t choose_groups(struct coordinator *c, const struct cost_work *all, uint32_t n)
+{
+    const uint32_t stages = c->world.plan->n_stages;
+    uint32_t most = c->world.plan->steps_in_flight < n ? c->world.plan->steps_in_flight : n;
+    uint32_t best = c->groups >= stages && c->groups <= most ? c->groups : stages;
+    double seconds = round_seconds(c, all, best) * GROUPS_GAIN;
+    for (uint32_t groups = stages; groups <= most; groups++) {
+        double other = round_seconds(c, all, groups);
+        if (other < seconds) {
+            seconds = other;
+            best = groups;
+        }
+    }
+    return c->groups = best;
+}
+
 /* How many sequences decode, and what one step's part of them weighs. */
-static uint32_t decoding(const struct coordinator *c, double *part)
+static uint32_t decoding(struct coordinator *c, double *part)
 {
     uint32_t n = 0;
     double sum = 0;
+    struct cost_work all = {0};
     bool parts = c->world.plan->n_stages > 1;
     for (uint32_t i = 0; i < c->n_running; i++)
         if (decodes(c->running[i])) {
             n++;
-            sum += parts ? row_weight(c, c->running[i]) : 0;
+            if (parts) {
+                cost_add(&all, c->options.model, (uint32_t)c->running[i]->issued, 1, 1);
+                sum += row_weight(c, c->running[i]);
+            }
         }
-    *part = parts ? sum / c->world.plan->n_stages : INFINITY;
+    *part = parts ? sum / choose_groups(c, &all, n) : INFINITY;
     return n;
 }
 
@@ -215,7 +259,7 @@ void form_rows(struct coordinator *c, struct step *step)
     double part;
     uint32_t n = decoding(c, &part);
     uint32_t stages = c->world.plan->n_stages;
-    add_decode_rows(c, step, part, stages);
+    add_decode_rows(c, step, part, stages > 1 && n ? c->groups : stages);
     if (step->n_rows)
         c->decode_seconds = cost_slowest(c->costs, c->world.plan->n_stages, &step->work);
     if (n < c->n_running) { /* there are prompts */

@@ -255,6 +255,46 @@ static void a_round_of_decode_steps_costs_each_about_the_same(void **state)
     fake_destroy(f);
 }
 
+/* Two stages, eight sequences. Where a row costs the same in any step, and stages are late now and then,
+ * three groups keep something queued; where weights are what costs, two groups read them less often. The
+ * steps of a round hold disjoint sequences, and all of them. */
+static void there_are_more_groups_than_stages_where_that_is_quicker(void **state)
+{
+    (void)state;
+    static const struct {
+        double step, row, error;
+        uint32_t groups;
+    } cases[] = {{0, 10e-3, 0.05, 3}, {10e-3, 10e-3, 0.05, 2}, {0, 10e-3, 0, 2}};
+    for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
+        struct fake *f = world(2, options);
+        for (uint32_t s = 0; s < f->c->n_costs; s++) {
+            f->c->costs[s].unit[COST_STEP] = cases[k].step;
+            f->c->costs[s].unit[COST_TOKENS] = cases[k].row;
+            f->c->costs[s].unit[COST_PAIRS] = 0;
+            f->c->costs[s].error = cases[k].error;
+        }
+        for (uint32_t r = 0; r < 8; r++)
+            ask(f, r, 20, 500);
+        fake_tick(f, 10);
+        for (int i = 0; i < 100; i++)
+            fake_step(f);
+        assert_int_equal(f->c->groups, cases[k].groups);
+        bool seen[WORLD_SLOTS] = {false};
+        size_t rows = 0;
+        assert_true(f->queued >= cases[k].groups);
+        for (size_t i = 0; i < cases[k].groups; i++) {
+            Gptoss__Step *step = queued(f, i);
+            for (size_t row = 0; row < step->n_rows; row++, rows++) {
+                assert_false(seen[step->rows[row]->slot]);
+                seen[step->rows[row]->slot] = true;
+            }
+            gptoss__step__free_unpacked(step, NULL);
+        }
+        assert_int_equal(rows, 8);
+        fake_destroy(f);
+    }
+}
+
 /* Every answer is the same as alone, whatever the costs, the gap and the plan are. */
 static void costs_change_no_token(void **state)
 {
@@ -306,6 +346,7 @@ int main(void)
         cmocka_unit_test(prompts_are_not_starved_by_decode_rows),
         cmocka_unit_test(chunks_of_one_prompt_fill_the_pipeline),
         cmocka_unit_test(a_round_of_decode_steps_costs_each_about_the_same),
+        cmocka_unit_test(there_are_more_groups_than_stages_where_that_is_quicker),
         cmocka_unit_test(costs_change_no_token),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);
