@@ -13,6 +13,7 @@
 #define POLL_TRANSFER_US 200
 #define POLL_IDLE_US     1000
 #define BELL_TRANSFER_US 2000
+#define BELL_LATE_US     10000 /* each look costs a computing thread its place */
 #define BELL_IDLE_US     50000
 
 void wait_moved(struct wait *wait)
@@ -38,8 +39,9 @@ static uint64_t sleep_us(const struct wait *wait, const struct wait_for *what)
                        what->transfer ? POLL_TRANSFER_US : POLL_IDLE_US);
     /* The bell may be faster than what it announces. */
     if (wait->rung_us > wait->moved_us)
-        return between((now - wait->rung_us) * 2, POLL_MIN_US, BELL_TRANSFER_US);
-    return what->transfer ? BELL_TRANSFER_US : BELL_IDLE_US;
+        return between((now - wait->rung_us) * 2, POLL_MIN_US, BELL_LATE_US);
+    return what->transfer ? between((now - wait->moved_us) / 4, BELL_TRANSFER_US, BELL_LATE_US)
+                          : BELL_IDLE_US;
 }
 
 void wait_sleep(const struct wait *wait, const struct wait_for *what, const int *fds, size_t n_fds)

@@ -107,6 +107,10 @@ int worker_world_create(struct worker_world **out, char *err, size_t err_size)
     *out = NULL;
     processors_unbind();
     int provided, rank, size, rc, found = 0;
+    /* What is no longer is sent at once. A longer message wants an answer of the receiver first, which no
+     * bell announces: 2 ms for the activations of a few rows. */
+    setenv("OMPI_MCA_btl_vader_eager_limit", "131072", 0);
+    setenv("OMPI_MCA_btl_vader_max_send_size", "131072", 0);
     if ((rc = MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &provided)) != MPI_SUCCESS)
         return mpi_failed(rc, "MPI_Init_thread", err, err_size);
     if (provided < MPI_THREAD_FUNNELED) {
