@@ -126,6 +126,7 @@ static int expect_rows(struct worker_stage *stage, struct head_job *job, char *e
 {
     job->state = HEAD_WAITING;
     job->rows->step = job->replies->step = job->step;
+    job->rows->patient = true; /* the stages behind this one compute first */
     return transport_receive(*stage->head.rows_to, job->rows,
                              kernels_stage_head_input(stage->kernels, slot_of(stage, job)),
                              rows_bytes(stage, job), err, err_size);

@@ -12,7 +12,7 @@
  * storing: the device's queue keeps the order. With one stage that is right behind the step itself.
  *
  * Stream-ordered edges (nccl, ipc). A step is queued as soon as its header is here: receive, layers,
- * send, on the last stage the ring too; the host then watches for results, deadlines and the lanes' end.
+ * send, on the last stage the ring too, unless the head is cut (its samples pass the hosts); the host then watches for results, deadlines and the lanes' end.
  * The receive of the ring is queued on stage 0 right in front of the first step that refers to it: earlier
  * it would hold up steps that do not. Where none does, it runs beside the stream.
  */
@@ -59,10 +59,19 @@ static int send_output(struct worker_stage *stage, struct lane *lane, char *err,
                           activation_bytes(stage, lane), err, err_size);
 }
 
+/* On the last stage: the device sends the samples itself, as soon as it has them. */
+static bool ring_follows(const struct worker_stage *stage)
+{
+    return stage_is_last(stage) && stage_ordered(stage->ring_out) && stage->head.n_jobs == 0;
+}
+
 static int send_ring(struct worker_stage *stage, struct lane *lane, char *err, size_t err_size)
 {
     /* Nothing that comes behind waits for it to be taken. */
     lane->ring.beside = true;
+    /* Of a cut head: made on another stream, and what is queued on the stage's may wait for this send:
+     * the input of a step whose tokens these are. */
+    lane->ring.ready = !ring_follows(stage);
     return transport_send(stage->ring_out, &lane->ring,
                           kernels_stage_sampled(stage->kernels, lane_index(stage, lane)),
                           lane->step.view.n_samples * sizeof(int32_t), err, err_size);
@@ -75,12 +84,6 @@ static int receive_ring(struct worker_stage *stage, struct lane *lane, bool besi
     return transport_receive(stage->ring_in, &lane->ring,
                              kernels_stage_sampled(stage->kernels, lane_index(stage, lane)),
                              lane->step.view.n_samples * sizeof(int32_t), err, err_size);
-}
-
-/* On the last stage: the device sends the samples itself, as soon as it has them. */
-static bool ring_follows(const struct worker_stage *stage)
-{
-    return stage_is_last(stage) && stage_ordered(stage->ring_out) && stage->head.n_jobs == 0;
 }
 
 /* ── taking a step ─────────────────────────────────────────────────────────────────────────── */

@@ -77,6 +77,8 @@ struct transport_transfer {
     /* Where the transport is stream-ordered: runs behind what has been queued, but what is queued later
      * does not wait for it. test() alone says when it is done. */
     bool beside;
+    /* Of a send beside: what it reads is there already, so it does not wait for the stream either. */
+    bool ready;
 
     bool pending, sending;
     size_t bytes;

@@ -55,8 +55,9 @@ int stream_edge_enter(struct stream_edge *e, struct transport_transfer *transfer
     cudaError_t code = cudaSuccess;
     *stream = transfer->beside ? e->side : main;
     transfer->handle = NULL;
-    /* Beside: behind what the stage has queued. Back on its stream: behind what runs beside it. */
-    if (transfer->beside || e->beside) {
+    /* Beside: behind what the stage has queued, unless that may not be waited for. Back on its stream:
+     * behind what runs beside it. */
+    if (transfer->beside ? !transfer->ready : e->beside) {
         code = cudaEventRecord(e->order, transfer->beside ? main : e->side);
         if (code == cudaSuccess)
             code = cudaStreamWaitEvent(*stream, e->order, 0);

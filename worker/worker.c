@@ -300,6 +300,9 @@ static int open_device(struct worker *w)
     /* Streams of one process that share a connection stand behind each other, and ours may wait for a
      * neighbour. Eight is CUDA's own number but under MPS. It is read when CUDA starts. */
     setenv("CUDA_DEVICE_MAX_CONNECTIONS", "8", 0);
+    /* To load a kernel at its first launch may wait for all streams, and one of them may be waiting for
+     * what that kernel makes. */
+    setenv("CUDA_MODULE_LOADING", "EAGER", 0);
     const struct kernels_options options = {
         .device = w->device[0] ? w->device : NULL,
         .threads = w->threads,

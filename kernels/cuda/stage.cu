@@ -382,7 +382,7 @@ static void *watcher_main(void *arg)
     uint64_t told = 0;
     for (;;) {
         pthread_mutex_lock(&stage->mutex);
-        while (!stage->quit && stage->queued == told)
+        while (!stage->quit && stage->queued <= told)
             pthread_cond_wait(&stage->wake, &stage->mutex);
         bool quit = stage->quit;
         pthread_mutex_unlock(&stage->mutex);
