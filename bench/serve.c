@@ -131,14 +131,15 @@ static int poll_messages(struct serve *s, int timeout_ms, char *err, size_t err_
 {
     zmq_pollitem_t items[] = {{.socket = s->socket, .events = ZMQ_POLLIN},
                               {.fd = s->timer, .events = ZMQ_POLLIN}};
-    int ready = zmq_poll(items, 2, timeout_ms), code;
+    int code;
+    zmq_poll(items, 2, timeout_ms);
     uint64_t count;
     (void)!read(s->timer, &count, sizeof count);
     if (bench_interrupted()) {
         snprintf(err, err_size, "interrupted");
         return EXIT_FAILED;
     }
-    if (ready <= 0 && bench_child_ended(&s->child, &code)) {
+    if (bench_child_ended(&s->child, &code)) {
         snprintf(err, err_size, "gptoss-coordinator ended with exit code %d: see what it said",
                  code);
         return code > 0 && code < 128 ? code : EXIT_FAILED;

@@ -16,6 +16,7 @@ static struct plan_rank rank_of(const struct rank *r)
 #define PAST       4096 /* steps */
 #define GAP_US     50000
 #define CPU_GAP_US 200000
+#define ALIKE      1.25
 
 struct cost_past {
     struct {
@@ -28,6 +29,15 @@ struct cost_past {
     } * last; /* [n_costs] that the stage told of */
 };
 
+/* The same stage on a rank that came back: it measured its bandwidth anew. */
+static bool alike(const struct cost_stage *a, const struct cost_stage *b)
+{
+    bool is = a->full_layers == b->full_layers && a->window_layers == b->window_layers;
+    for (int i = 0; i < COST_TERMS; i++)
+        is = is && a->unit[i] <= ALIKE * b->unit[i] && b->unit[i] <= ALIKE * a->unit[i];
+    return is;
+}
+
 void costs_create(struct coordinator *c)
 {
     uint32_t n = c->world.size;
@@ -37,7 +47,7 @@ void costs_create(struct coordinator *c)
         struct plan_rank rank = rank_of(&c->world.ranks[s]);
         cost_stage_init(&costs[s], c->options.model, c->world.plan, s, &rank);
         all_cpu = all_cpu && rank.weights_in_place;
-        same = same && memcmp(costs[s].unit, c->costs[s].unit, sizeof costs[s].unit) == 0;
+        same = same && alike(&costs[s], &c->costs[s]);
     }
     if (same) { /* ranks that came back */
         free(costs);

@@ -20,7 +20,8 @@
 #include "coordinator/launch.h"
 #include "proto/proto.h"
 
-#define LOOP_BATCH    256      /* messages taken from a socket before time passes */
+#define LOOP_BATCH    256      /* messages taken from a socket before time passes, … */
+#define LOOP_TAKE_US  20000    /* … and no longer: ranks and steps wait meanwhile */
 #define LOOP_RETRIES  5        /* launches in a row that never came to serve, before any did */
 #define LOOP_GRACE_US 300000   /* for ranks that leave by themselves: they may have words to say */
 #define LOOP_DEATH_US 150000   /* for mpirun, to tell how a rank has died */
@@ -176,6 +177,8 @@ static void see(void *arg, pid_t pid)
     coordinator_rank_runs(l->c, pid, l->launch.looked_us);
 }
 
+static void flush(struct loop *l);
+
 static void watch_launch(struct loop *l, uint64_t now)
 {
     char text[64];
@@ -203,6 +206,7 @@ static void watch_launch(struct loop *l, uint64_t now)
         coordinator_world_ended(l->c, "the launched ranks did not come", now);
         launch_end(&l->launch, 0, now);
     }
+    flush(l); /* a LOST that still waits is of the ranks before: it would end the new ones */
     if (l->launch_at && now >= l->launch_at && l->launch.state == LAUNCH_NONE && !l->ending)
         launch(l);
 }
@@ -216,13 +220,12 @@ static void say_how_to_start(const struct loop *l)
 
 /* ── messages ──────────────────────────────────────────────────────────────────────────────── */
 
-static void flush(struct loop *l);
-
 static void receive(struct loop *l, enum coordinator_side side)
 {
     void *socket = side == COORDINATOR_CLIENTS ? l->clients : l->ranks;
     char err[256];
-    for (int i = 0; i < LOOP_BATCH; i++) {
+    uint64_t until = clock_us() + LOOP_TAKE_US;
+    for (int i = 0; i < LOOP_BATCH && (i == 0 || clock_us() < until); i++) {
         int status = proto_receive(socket, &l->frame, err, sizeof err);
         if (status == 0)
             return;
@@ -497,8 +500,8 @@ int loop_run(struct coordinator *c, const struct loop_options *options, char *er
         watch_door(&l, clock_us());
         if (options->journal)
             hear_journal(&l);
-        receive(&l, COORDINATOR_RANKS);
         receive(&l, COORDINATOR_CLIENTS);
+        receive(&l, COORDINATOR_RANKS); /* last: they are judged by what they have said */
         now = clock_us();
         if (options->launch)
             watch_launch(&l, now);

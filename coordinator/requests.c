@@ -262,6 +262,9 @@ static void send_token(struct coordinator *c, struct request *r, const Gptoss__S
         struct text *kept = &r->outputs[r->n_outputs++];
         *kept = (struct text){0};
         core_pack(&m.base, kept);
+        char *less = realloc(kept->bytes, kept->size + 1); /* packing takes room for the worst */
+        if (less)
+            *kept = (struct text){less, kept->size, kept->size + 1};
         r->outputs_bytes += kept->size;
     }
 }

@@ -293,6 +293,8 @@ static bool get_result(struct reader r, struct wire_result *out)
         case 1 << 3 | VARINT: out->result.step = value; break;
         case 2 << 3 | BYTES: {
             size_t n = out->result.n_samples++;
+            if (n >= PROTO_BUDGET / (2 * sizeof *out->samples))
+                return false; /* proto_unpack refuses it */
             out->samples = base_grow(out->samples, &out->capacity, n + 1, sizeof *out->samples);
             if (!get_sample(part, &out->samples[n]))
                 return false;

@@ -27,7 +27,7 @@ enum {
     GPU_SEQUENCES_MAX = 2048,
     SEQUENCE_ROOM = 1024, /* positions that each of many sequences has room for */
     DEFAULT_STEP_TOKENS = 512,
-    STEP_SAMPLES_MIN = 64,  /* replay samples several positions of one row */
+    STEP_SAMPLES_MIN = 64,
     REFERENCE_DEPTH = 1024, /* positions before the rows that layers are cut for */
     HEAD_JOBS = 4,          /* a step's in the making, the next one's on their way */
     SEQUENCES_MAX = 1 << 20,
