@@ -230,8 +230,7 @@ static int nccl_open(struct transport_edge **out, const struct transport_options
     if (stream_edge_open(&e->s, &transport_nccl, options, err, err_size))
         goto fail;
     snprintf(ours.uuid, sizeof ours.uuid, "%s", options->device_uuid ? options->device_uuid : "");
-    if (options->world->info.rank == options->from &&
-        (code = nccl.GetUniqueId(&ours.id)) != ncclSuccess) {
+    if (edge->sending && (code = nccl.GetUniqueId(&ours.id)) != ncclSuccess) {
         failed(e, "make an id", code, err, err_size);
         goto fail;
     }
