@@ -21,6 +21,7 @@
 #include "base/base.h"
 #include "worker/transport_open.h"
 #include "worker/transport_stream.h"
+#include "worker/world.h"
 
 #define VERSION_MIN     21800 /* maxCTAs and non-blocking communicators */
 #define WARM_BYTES      256
@@ -230,7 +231,8 @@ static int nccl_open(struct transport_edge **out, const struct transport_options
     if (stream_edge_open(&e->s, &transport_nccl, options, err, err_size))
         goto fail;
     snprintf(ours.uuid, sizeof ours.uuid, "%s", options->device_uuid ? options->device_uuid : "");
-    if (edge->sending && (code = nccl.GetUniqueId(&ours.id)) != ncclSuccess) {
+    if (options->world->info.rank == options->from &&
+        (code = nccl.GetUniqueId(&ours.id)) != ncclSuccess) {
         failed(e, "make an id", code, err, err_size);
         goto fail;
     }
