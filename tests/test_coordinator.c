@@ -3,30 +3,8 @@
  */
 #include "tests/test.h"
 
+#include "tests/tiny.h"
 #include "tests/world.h"
-
-static struct gguf_file *file;
-static struct gguf_model *model;
-
-static int open_model(void **state)
-{
-    (void)state;
-    char err[512];
-    if (gguf_open(&file, GPTOSS_SOURCE_DIR "/models/gptoss-tiny-mxfp4.gguf", err, sizeof err) ||
-        gguf_model_create(&model, file, err, sizeof err)) {
-        fprintf(stderr, "%s\n", err);
-        return -1;
-    }
-    return 0;
-}
-
-static int close_model(void **state)
-{
-    (void)state;
-    gguf_model_destroy(model);
-    gguf_close(file);
-    return 0;
-}
 
 static void random_ids(struct fake *f, uint32_t *ids, size_t n)
 {

@@ -3,30 +3,13 @@
  */
 #include "tests/test.h"
 
+#include "tests/tiny.h"
+
 #include <math.h>
 
 #include "plan/plan.h"
 
-static struct gguf_file *file;
-static struct gguf_model *model;
 static char err[512];
-
-static int open_model(void **state)
-{
-    (void)state;
-    return gguf_open(&file, GPTOSS_SOURCE_DIR "/models/gptoss-tiny-mxfp4.gguf", err, sizeof err) ||
-                   gguf_model_create(&model, file, err, sizeof err)
-               ? -1
-               : 0;
-}
-
-static int close_model(void **state)
-{
-    (void)state;
-    gguf_model_destroy(model);
-    gguf_close(file);
-    return 0;
-}
 
 static struct cost_stage first_stage(uint32_t ranks)
 {

@@ -11,6 +11,7 @@
 
 #include "coordinator/journal.h"
 #include "coordinator/records.h"
+#include "tests/tiny.h"
 #include "tests/world.h"
 
 static char path[256], err[512];
@@ -104,19 +105,19 @@ static void what_is_over_does_not_come_back(void **state)
 
 static size_t read_file(uint8_t *bytes, size_t most)
 {
-    FILE *file = fopen(path, "rb");
-    assert_non_null(file);
-    size_t size = fread(bytes, 1, most, file);
-    fclose(file);
+    FILE *journal_file = fopen(path, "rb");
+    assert_non_null(journal_file);
+    size_t size = fread(bytes, 1, most, journal_file);
+    fclose(journal_file);
     return size;
 }
 
 static void write_file(const uint8_t *bytes, size_t size)
 {
-    FILE *file = fopen(path, "wb");
-    assert_non_null(file);
-    assert_int_equal(fwrite(bytes, 1, size, file), size);
-    fclose(file);
+    FILE *journal_file = fopen(path, "wb");
+    assert_non_null(journal_file);
+    assert_int_equal(fwrite(bytes, 1, size, journal_file), size);
+    fclose(journal_file);
 }
 
 static void a_file_that_is_cut_anywhere_gives_the_records_before(void **state)
@@ -186,33 +187,21 @@ static void it_is_written_anew_when_it_has_grown(void **state)
 
 /* ── the coordinator ───────────────────────────────────────────────────────────────────────── */
 
-static struct gguf_file *file;
-static struct gguf_model *model;
-
-static int open_model(void **state)
+static int open_journal(void **state)
 {
-    (void)state;
     snprintf(path, sizeof path, "/tmp/gptoss-test-journal-%d", (int)getpid());
-    if (gguf_open(&file, GPTOSS_SOURCE_DIR "/models/gptoss-tiny-mxfp4.gguf", err, sizeof err) ||
-        gguf_model_create(&model, file, err, sizeof err)) {
-        fprintf(stderr, "%s\n", err);
-        return -1;
-    }
-    return 0;
+    return open_model(state);
 }
 
-static int close_model(void **state)
+static int close_journal(void **state)
 {
-    (void)state;
     char name[300];
     const char *const suffixes[] = {"", ".lock", ".new", ".damaged"};
     for (size_t i = 0; i < 4; i++) {
         snprintf(name, sizeof name, "%s%s", path, suffixes[i]);
         unlink(name);
     }
-    gguf_model_destroy(model);
-    gguf_close(file);
-    return 0;
+    return close_model(state);
 }
 
 static const struct coordinator_options journaled = {.context = 512, .journal = true};
@@ -396,5 +385,5 @@ int main(void)
         cmocka_unit_test(a_seed_and_a_deadline_outlive_the_coordinator),
         cmocka_unit_test(records_that_make_no_sense_are_left_out),
     };
-    return cmocka_run_group_tests(tests, open_model, close_model);
+    return cmocka_run_group_tests(tests, open_journal, close_journal);
 }

@@ -7,30 +7,8 @@
 
 #include "coordinator/exposition.h"
 #include "coordinator/recent.h"
+#include "tests/tiny.h"
 #include "tests/world.h"
-
-static struct gguf_file *file;
-static struct gguf_model *model;
-
-static int open_model(void **state)
-{
-    (void)state;
-    char err[512];
-    if (gguf_open(&file, GPTOSS_SOURCE_DIR "/models/gptoss-tiny-mxfp4.gguf", err, sizeof err) ||
-        gguf_model_create(&model, file, err, sizeof err)) {
-        fprintf(stderr, "%s\n", err);
-        return -1;
-    }
-    return 0;
-}
-
-static int close_model(void **state)
-{
-    (void)state;
-    gguf_model_destroy(model);
-    gguf_close(file);
-    return 0;
-}
 
 /* ── the last seconds ──────────────────────────────────────────────────────────────────────── */
 

@@ -6,28 +6,8 @@
 
 #include <math.h>
 
+#include "tests/tiny.h"
 #include "tests/world.h"
-
-static struct gguf_file *file;
-static struct gguf_model *model;
-
-static int open_model(void **state)
-{
-    (void)state;
-    char err[512];
-    return gguf_open(&file, GPTOSS_SOURCE_DIR "/models/gptoss-tiny-mxfp4.gguf", err, sizeof err) ||
-                   gguf_model_create(&model, file, err, sizeof err)
-               ? -1
-               : 0;
-}
-
-static int close_model(void **state)
-{
-    (void)state;
-    gguf_model_destroy(model);
-    gguf_close(file);
-    return 0;
-}
 
 /* Every stage: 1 ms a step, 20 µs a token, 20 ns for each position that a token attends to. */
 static void set_costs(struct fake *f)

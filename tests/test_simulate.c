@@ -8,32 +8,14 @@
 #include <unistd.h>
 
 #include "bench/simulate.h"
+#include "tests/tiny.h"
 
 bool bench_interrupted(void)
 {
     return false;
 }
 
-static struct gguf_file *file;
-static struct gguf_model *model;
 static char err[512];
-
-static int open_model(void **state)
-{
-    (void)state;
-    return gguf_open(&file, GPTOSS_SOURCE_DIR "/models/gptoss-tiny-mxfp4.gguf", err, sizeof err) ||
-                   gguf_model_create(&model, file, err, sizeof err)
-               ? -1
-               : 0;
-}
-
-static int close_model(void **state)
-{
-    (void)state;
-    gguf_model_destroy(model);
-    gguf_close(file);
-    return 0;
-}
 
 /* Stages that are all alike: `step` seconds a step and `token` seconds a token. */
 static struct sim_options machine(uint32_t n_stages, double step, double token)

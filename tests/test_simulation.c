@@ -6,30 +6,11 @@
 #include "tests/test.h"
 
 #include "tests/simulation.h"
+#include "tests/tiny.h"
 
 #define SCHEDULES 1000
 
-static struct gguf_file *file;
-static struct gguf_model *model;
 static uint64_t schedules = SCHEDULES, first = 1, seed;
-
-static int open_model(void **state)
-{
-    (void)state;
-    char err[512];
-    return gguf_open(&file, GPTOSS_SOURCE_DIR "/models/gptoss-tiny-mxfp4.gguf", err, sizeof err) ||
-                   gguf_model_create(&model, file, err, sizeof err)
-               ? -1
-               : 0;
-}
-
-static int close_model(void **state)
-{
-    (void)state;
-    gguf_model_destroy(model);
-    gguf_close(file);
-    return 0;
-}
 
 static int name_the_seed(void **state)
 {
