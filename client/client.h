@@ -221,6 +221,7 @@ struct session {
     unsigned ups;      /* connections so far */
     double down_since; /* 0: there is one, or never was */
     bool resuming;     /* a Resume is not yet answered */
+    bool unsent;       /* `asked` has not been taken by the socket yet */
 };
 
 int session_open(struct session *s, const struct options *o, char *err, size_t err_size);

@@ -153,10 +153,9 @@ int conversation_send(struct session *s, const struct options *o, const struct c
     s->asked.bytes = base_grow(s->asked.bytes, &s->asked.capacity, size + 1, 1);
     s->asked.size = protobuf_c_message_pack(&message.base, (uint8_t *)s->asked.bytes);
     int status = proto_send_bytes(s->socket, NULL, 0, s->asked.bytes, s->asked.size, err, err_size);
-    if (status > 0)
-        snprintf(err, err_size, "the coordinator does not read what it is sent");
+    s->unsent = status > 0; /* there is no connection; session_wait tries again, or says why */
     free(stop);
     free(pointers);
     free(messages);
-    return status == 0 ? 0 : -1;
+    return status >= 0 ? 0 : -1;
 }

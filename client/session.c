@@ -209,6 +209,13 @@ static enum session_end wait_for_answer(struct session *s, const struct options 
     for (;;) {
         bool heard = false;
         told &= s->down_since > 0;
+        if (s->unsent) {
+            int sent =
+                proto_send_bytes(s->socket, NULL, 0, s->asked.bytes, s->asked.size, err, err_size);
+            if (sent < 0)
+                return SESSION_BROKEN;
+            s->unsent = sent > 0;
+        }
         int status = take_messages(s, a, v, &heard, err, err_size);
         fflush(v->out);
         double now = clock_seconds();
@@ -278,11 +285,12 @@ enum session_end session_ask(struct session *s, const struct options *o,
                              char *err, size_t err_size)
 {
     *answer = NULL;
-    if (proto_send(s->socket, &message->base, err, err_size) != 0)
-        return SESSION_BROKEN;
     double start = clock_seconds();
+    int unsent = 1;
     while (clock_seconds() - start < o->timeout_seconds && s->trouble[0] == '\0') {
         Gptoss__ServerMessage *got = NULL;
+        if (unsent != 0 && (unsent = proto_send(s->socket, &message->base, err, err_size)) < 0)
+            return SESSION_BROKEN;
         int status = session_next(s, &got, err, err_size);
         if (status < 0)
             return SESSION_BROKEN;

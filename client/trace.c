@@ -105,11 +105,12 @@ static enum session_end gather(struct session *s, const struct options *o, struc
     request.past = o->past;
     message.body_case = GPTOSS__CLIENT_MESSAGE__BODY_TRACE;
     message.trace = &request;
-    if (proto_send(s->socket, &message.base, err, err_size) != 0)
-        return SESSION_BROKEN;
+    int unsent = 1;
     double end = clock_seconds() + o->trace_seconds + LATE_SECONDS + o->timeout_seconds;
     while (!t->over && !interrupted) {
         Gptoss__ServerMessage *m = NULL;
+        if (unsent != 0 && (unsent = proto_send(s->socket, &message.base, err, err_size)) < 0)
+            return SESSION_BROKEN;
         int got = session_next(s, &m, err, err_size);
         if (got < 0)
             return SESSION_BROKEN;

@@ -315,6 +315,46 @@ static void a_coordinator_that_falls_silent_is_lost(void **state)
     fclose(null);
 }
 
+/* The refusal may come before the question is sent: it is told then too. */
+static void a_coordinator_with_keys_is_named_before_the_question_is_sent(void **state)
+{
+    (void)state;
+    char err[512], where[128], public_key[41], secret_key[41];
+    size_t where_size = sizeof where;
+    int yes = 1, no = 0;
+    void *own = zmq_ctx_new(), *locked = zmq_socket(own, ZMQ_ROUTER);
+    assert_int_equal(zmq_curve_keypair(public_key, secret_key), 0);
+    zmq_setsockopt(locked, ZMQ_CURVE_SERVER, &yes, sizeof yes);
+    zmq_setsockopt(locked, ZMQ_CURVE_SECRETKEY, secret_key, sizeof secret_key);
+    zmq_setsockopt(locked, ZMQ_LINGER, &no, sizeof no);
+    assert_int_equal(zmq_bind(locked, "tcp://127.0.0.1:*"), 0);
+    assert_int_equal(zmq_getsockopt(locked, ZMQ_LAST_ENDPOINT, where, &where_size), 0);
+
+    struct options o = {.endpoint = where, .timeout_seconds = 20, .raw = true};
+    struct session s;
+    struct answer a = {0};
+    struct view v;
+    struct text id = {0};
+    FILE *null = fopen("/dev/null", "w");
+    text_print(&id, "x");
+    text_print(&o.prompt, "hi");
+    assert_int_equal(session_open(&s, &o, err, sizeof err), 0);
+    zmq_pollitem_t refused = {.socket = s.watch, .events = ZMQ_POLLIN};
+    assert_int_equal(zmq_poll(&refused, 1, 10000), 1);
+    view_init(&v, &o, null, null);
+    answer_start(&a, &id, 0);
+    assert_int_equal(conversation_send(&s, &o, NULL, &id, err, sizeof err), 0);
+    assert_int_equal(session_wait(&s, &o, &a, &v, err, sizeof err), SESSION_ABSENT);
+    assert_has(err, "one side uses keys and the other does not");
+    session_close(&s);
+    zmq_close(locked);
+    zmq_ctx_term(own);
+    answer_free(&a);
+    text_free(&id);
+    options_free(&o);
+    fclose(null);
+}
+
 static void wrong_use_has_exit_code_2(void **state)
 {
     (void)state;
@@ -398,6 +438,7 @@ int main(void)
         cmocka_unit_test_teardown(a_refusal_is_told_in_both_forms, tidy),
         cmocka_unit_test_teardown(no_coordinator_is_said_soon_with_what_to_do, tidy),
         cmocka_unit_test_teardown(what_is_not_an_answer_ends_it, tidy),
+        cmocka_unit_test(a_coordinator_with_keys_is_named_before_the_question_is_sent),
         cmocka_unit_test_teardown(a_coordinator_that_falls_silent_is_lost, tidy),
         cmocka_unit_test_teardown(wrong_use_has_exit_code_2, tidy),
         cmocka_unit_test_teardown(status_is_a_table_or_json, tidy),
