@@ -22,6 +22,19 @@ static void read_curve(const json_t *list, double *curve)
     }
 }
 
+static void read_spread(const json_t *list, double spread[COST_SPREAD])
+{
+    double sum = 0;
+    for (size_t i = 0; i < COST_SPREAD; i++) {
+        const json_t *value = json_array_get(list, i);
+        double v = json_is_number(value) ? json_number_value(value) : 1;
+        spread[i] = v > 0.01 && v < 100 ? v : 1;
+        sum += spread[i];
+    }
+    for (size_t i = 0; i < COST_SPREAD; i++)
+        spread[i] *= COST_SPREAD / sum;
+}
+
 static int read_stage(const json_t *from, struct cost_stage *stage)
 {
     const json_t *factors = json_object_get(from, "factors");
@@ -62,12 +75,14 @@ int sim_costs_read(struct sim_costs *costs, const char *path, char *err, size_t 
         goto fail;
     }
     costs->stages = base_alloc(n, sizeof *costs->stages);
+    costs->spread = base_alloc(n, sizeof *costs->spread);
     costs->n = (uint32_t)n;
     for (size_t s = 0; s < n; s++) {
         if (read_stage(json_array_get(stages, s), &costs->stages[s])) {
             snprintf(err, err_size, "%s: stage %zu has no factors", path, s);
             goto fail;
         }
+        read_spread(json_object_get(json_array_get(stages, s), "spread"), costs->spread[s]);
         costs->observed += costs->stages[s].observed / (double)n;
         costs->error += costs->stages[s].error / (double)n;
     }
@@ -90,7 +105,20 @@ fail:
 void sim_costs_free(struct sim_costs *costs)
 {
     free(costs->stages);
+    free(costs->spread);
     *costs = (struct sim_costs){0};
+}
+
+void sim_costs_spread(const struct sim_costs *costs, uint32_t s, uint32_t n,
+                      double spread[COST_SPREAD])
+{
+    uint32_t known = costs ? costs->n : 0;
+    for (int i = 0; i < COST_SPREAD; i++) {
+        double sum = 0;
+        for (uint32_t k = 0; k < known; k++)
+            sum += costs->spread[k][i];
+        spread[i] = known == 0 ? 1 : known == n ? costs->spread[s][i] : sum / known;
+    }
 }
 
 void sim_costs_stage(const struct sim_costs *costs, const struct gguf_model *model,

@@ -3,7 +3,8 @@
  *
  * A step's way is known when it is issued: it starts on a stage when it has come there, the stage has
  * done the step before, and (on stage 0) the tokens that it refers to have come back; it takes what the
- * stage's costs say.
+ * stage's costs say, and as much more or less, by chance, as steps of one kind were seen to differ:
+ * stages whose steps are of uneven length wait for each other.
  */
 #include <inttypes.h>
 #include <math.h>
@@ -37,6 +38,7 @@ struct sim {
     struct coordinator *c;
     struct plan *plan; /* as the ranks are told it */
     struct cost_stage *stages;
+    double (*spread)[COST_SPREAD]; /* [n_stages] */
     uint64_t epoch;
     double now;
 
@@ -53,16 +55,16 @@ struct sim {
     uint32_t due;        /* to be asked at once */
     double next_arrival; /* of those that come by themselves; INFINITY: none */
     double worst_gap;
-    uint64_t random;
+    uint64_t random, chance; /* of what is asked; of what steps take */
     struct bench_vocabulary vocabulary;
     char *err;
     size_t err_size;
     bool broken;
 };
 
-static double draw(struct sim *s) /* 0 ≤ … < 1 */
+static double draw(uint64_t *random) /* 0 ≤ … < 1 */
 {
-    uint64_t z = (s->random += 0x9e3779b97f4a7c15u);
+    uint64_t z = (*random += 0x9e3779b97f4a7c15u);
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
     return (double)((z ^ (z >> 31)) >> 11) * 0x1p-53;
@@ -177,7 +179,8 @@ static double pass(struct sim *s, const struct cost_work *work, double ready)
         if (at < s->free_at[i])
             at = s->free_at[i];
         double from = at;
-        at += cost_seconds(&s->stages[i], work) * SECOND;
+        double ratio = s->spread[i][(int)(draw(&s->chance) * COST_SPREAD)];
+        at += cost_seconds(&s->stages[i], work) * ratio * SECOND;
         s->free_at[i] = at;
         s->spans[s->n_spans++] = (struct span){from, at};
     }
@@ -252,7 +255,7 @@ static void rank_receive(struct sim *s, uint32_t rank, const Gptoss__SupervisorM
 
 static uint32_t length(struct sim *s, uint32_t mean)
 {
-    double value = mean * (1 + s->o->spread * (2 * draw(s) - 1));
+    double value = mean * (1 + s->o->spread * (2 * draw(&s->random) - 1));
     return value < 1 ? 1 : (uint32_t)value;
 }
 
@@ -288,8 +291,9 @@ static void ask(struct sim *s)
 /* The next request of those that come by themselves. */
 static void next_arrival(struct sim *s)
 {
-    s->next_arrival =
-        s->n_asked >= s->o->requests ? INFINITY : s->now - log(1 - draw(s)) / s->o->rate * SECOND;
+    s->next_arrival = s->n_asked >= s->o->requests
+                          ? INFINITY
+                          : s->now - log(1 - draw(&s->random)) / s->o->rate * SECOND;
 }
 
 static struct asked *find(struct sim *s, ProtobufCBinaryData id)
@@ -482,6 +486,7 @@ static void sim_free(struct sim *s)
     free(s->free_at);
     free(s->token_at);
     free(s->stages);
+    free(s->spread);
     if (s->plan)
         free(s->plan->stages);
     free(s->plan);
@@ -490,7 +495,9 @@ static void sim_free(struct sim *s)
 
 int sim_run(const struct sim_options *o, struct sim_result *result, char *err, size_t err_size)
 {
-    struct sim s = {.o = o, .now = SECOND, .random = o->seed, .err = err, .err_size = err_size};
+    struct sim s = {.o = o, .now = SECOND, .random = o->seed, .chance = ~o->seed};
+    s.err = err;
+    s.err_size = err_size;
     struct coordinator_options options = o->coordinator;
     int status = -1;
     options.model = o->model;
@@ -501,6 +508,9 @@ int sim_run(const struct sim_options *o, struct sim_result *result, char *err, s
         return -1;
     s.free_at = base_alloc(o->n_stages, sizeof *s.free_at);
     s.stages = base_alloc(o->n_stages, sizeof *s.stages);
+    s.spread = base_alloc(o->n_stages, sizeof *s.spread);
+    for (uint32_t i = 0; i < o->n_stages; i++)
+        sim_costs_spread(o->costs, i, o->n_stages, s.spread[i]);
     s.plan = base_alloc(1, sizeof *s.plan);
     s.plan->n_stages = o->n_stages;
     s.plan->stages = base_alloc(o->n_stages, sizeof *s.plan->stages);

@@ -16,6 +16,7 @@
 struct sim_costs {
     uint32_t n; /* stages that were measured */
     struct cost_stage *stages;
+    double (*spread)[COST_SPREAD]; /* [n] how steps of one kind differ, see cost_spread() */
     bool gpu;
     double bandwidth, flops;     /* of a rank; 0: unknown */
     uint64_t memory_bytes;       /* of a rank's share; 0: unknown */
@@ -32,6 +33,9 @@ void sim_costs_free(struct sim_costs *costs);
  * as many were measured. */
 void sim_costs_stage(const struct sim_costs *costs, const struct gguf_model *model,
                      const struct plan *plan, uint32_t s, struct cost_stage *stage);
+/* How the steps of stage s of n differ. `costs` NULL, or without any: not at all. */
+void sim_costs_spread(const struct sim_costs *costs, uint32_t s, uint32_t n,
+                      double spread[COST_SPREAD]);
 
 /* ── a run ─────────────────────────────────────────────────────────────────────────────────── */
 

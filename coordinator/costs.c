@@ -129,10 +129,10 @@ static void print_terms(struct text *t, const char *name, const double *values)
     text_print(t, "}");
 }
 
-static void print_curve(struct text *t, const char *name, const double *values)
+static void print_list(struct text *t, const char *name, const double *values, int n)
 {
     text_print(t, ", \"%s\": [", name);
-    for (int i = 0; i < COST_CURVE; i++)
+    for (int i = 0; i < n; i++)
         text_print(t, "%s%.5g", i ? ", " : "", values[i]);
     text_print(t, "]");
 }
@@ -167,8 +167,11 @@ char *coordinator_costs(const struct coordinator *c)
                    stage->observed, stage->error, cost_bias(stage));
         print_terms(&t, "seconds", stage->unit);
         print_terms(&t, "factors", stage->factor);
-        print_curve(&t, "curve", stage->curve[0]);
-        print_curve(&t, "prompt_curve", stage->curve[1]);
+        print_list(&t, "curve", stage->curve[0], COST_CURVE);
+        print_list(&t, "prompt_curve", stage->curve[1], COST_CURVE);
+        double spread[COST_SPREAD];
+        cost_spread(stage, spread);
+        print_list(&t, "spread", spread, COST_SPREAD);
         text_print(&t, "}");
     }
     text_print(&t, "\n ]}\n");

@@ -30,6 +30,9 @@
 #define CURVE_MIN   0.5
 #define CURVE_MAX   2.0
 #define CURVE_SEEN  4.0 /* steps from which on a point of the curve counts for half */
+#define RATIO_MIN   0.25
+#define RATIO_MAX   8.0
+#define SPREAD_SEEN 200.0 /* steps: before, the fit itself is off */
 
 static double least(double a, double b)
 {
@@ -285,6 +288,18 @@ static void bend(struct cost_stage *stage, const struct cost_work *work, double 
     }
 }
 
+/* Place among the ratios, and the ratio in the middle of a place. */
+static int ratio_place(double ratio)
+{
+    double at = log(ratio / RATIO_MIN) / log(RATIO_MAX / RATIO_MIN) * COST_RATIOS;
+    return at < 0 ? 0 : at >= COST_RATIOS ? COST_RATIOS - 1 : (int)at;
+}
+
+static double ratio_at(int place)
+{
+    return RATIO_MIN * pow(RATIO_MAX / RATIO_MIN, (place + 0.5) / COST_RATIOS);
+}
+
 void cost_observe(struct cost_stage *stage, const struct cost_work *work, double seconds)
 {
     if (!(seconds > 0) || !isfinite(seconds) || work->rows < 1)
@@ -307,6 +322,11 @@ void cost_observe(struct cost_stage *stage, const struct cost_work *work, double
     stage->measured = stage->measured * LONG_MEMORY + fmin(seconds, HELD_UP * predicted);
     stage->predicted = stage->predicted * LONG_MEMORY + cost_seconds(stage, work);
     stage->observed = stage->observed * MEMORY + 1;
+    if (stage->observed > SPREAD_SEEN) {
+        for (int i = 0; i < COST_RATIOS; i++)
+            stage->ratios[i] *= LONG_MEMORY;
+        stage->ratios[ratio_place(seconds / predicted)] += 1;
+    }
     double weight = fmax(1 / stage->observed, 0.02);
     stage->error += weight * (fabs(seconds - predicted) / predicted - stage->error);
 }
@@ -315,6 +335,32 @@ double cost_bias(const struct cost_stage *stage)
 {
     double bias = stage->predicted > 0 ? stage->measured / stage->predicted : 1;
     return fmin(fmax(bias, CURVE_MIN), CURVE_MAX);
+}
+
+void cost_spread(const struct cost_stage *stage, double spread[COST_SPREAD])
+{
+    double all = 0, mean = 0;
+    for (int i = 0; i < COST_RATIOS; i++) {
+        all += stage->ratios[i];
+        mean += stage->ratios[i] * ratio_at(i);
+    }
+    for (int k = 0; k < COST_SPREAD; k++)
+        spread[k] = 1;
+    if (!(all > SPREAD_SEEN))
+        return;
+    mean /= all;
+    double part = all / COST_SPREAD, left = stage->ratios[0];
+    for (int k = 0, i = 0; k < COST_SPREAD; k++) {
+        double sum = 0, need = part;
+        while (left < need && i + 1 < COST_RATIOS) {
+            sum += left * ratio_at(i);
+            need -= left;
+            left = stage->ratios[++i];
+        }
+        sum += need * ratio_at(i);
+        left -= need;
+        spread[k] = sum / part / mean;
+    }
 }
 
 const char *cost_term_name(enum cost_term term)

@@ -45,6 +45,7 @@ enum cost_term {
 };
 
 enum { COST_CURVE = 15 }; /* 1, 2, 4, … 16384 tokens */
+enum { COST_RATIOS = 256, COST_SPREAD = 32 };
 
 struct cost_stage {
     double unit[COST_TERMS]; /* seconds of one unit of the term, by the rank's rates */
@@ -61,6 +62,8 @@ struct cost_stage {
     /* Seconds of the steps, by the clock and by the fit: steps that something held up weigh little in
      * the fit, but a run takes their time too. */
     double measured, predicted;
+    double ratios
+        [COST_RATIOS]; /* how often measured / predicted was so much, in even steps of its log */
 };
 
 /* A row: tokens at position … position + count − 1 of a sequence, of which `samples` are sampled. */
@@ -79,6 +82,10 @@ void cost_observe(struct cost_stage *stage, const struct cost_work *work, double
 
 /* What steps took on the whole, over what cost_seconds() says of them; 1 where none were seen. */
 double cost_bias(const struct cost_stage *stage);
+
+/* How steps of one kind differ: measured over predicted, the means of COST_SPREAD parts of equal weight
+ * in rising order, 1 on the mean. All 1 where too few were seen. */
+void cost_spread(const struct cost_stage *stage, double spread[COST_SPREAD]);
 
 const char *cost_term_name(enum cost_term term);
 

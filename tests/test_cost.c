@@ -163,6 +163,32 @@ static void what_was_never_seen_keeps_its_order(void **state)
         assert_true(stage.factor[i] > 0 && stage.factor[i] <= 1000);
 }
 
+/* A third of the steps takes half as long again. */
+static void steps_of_one_kind_differ_as_they_did(void **state)
+{
+    (void)state;
+    struct cost_stage stage = first_stage(1);
+    uint64_t random = 3;
+    double spread[COST_SPREAD], sum = 0;
+    cost_spread(&stage, spread);
+    for (int k = 0; k < COST_SPREAD; k++)
+        assert_true(spread[k] == 1);
+    for (uint32_t i = 0; i < 6000; i++) {
+        struct cost_work work = decode(8, 100 + i % 500);
+        cost_observe(&stage, &work, machine(&work, 0, &random) * (i % 3 ? 1 : 1.5));
+    }
+    cost_spread(&stage, spread);
+    for (int k = 0; k < COST_SPREAD; k++) {
+        assert_true(k == 0 || spread[k] >= spread[k - 1]);
+        sum += spread[k];
+    }
+    assert_true(fabs(sum - COST_SPREAD) < 1e-6);
+    /* The mean is 7/6 of the shorter ones. */
+    if (fabs(spread[5] - 6 / 7.0) > 0.04 || fabs(spread[15] - 6 / 7.0) > 0.04 ||
+        fabs(spread[28] - 9 / 7.0) > 0.06)
+        fail_msg("%.3f %.3f %.3f", spread[5], spread[15], spread[28]);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -170,6 +196,7 @@ int main(void)
         cmocka_unit_test(the_fit_finds_what_steps_cost),
         cmocka_unit_test(decoding_for_long_does_not_unlearn_prompts),
         cmocka_unit_test(a_step_that_was_held_up_does_not_spoil_the_fit),
+        cmocka_unit_test(steps_of_one_kind_differ_as_they_did),
         cmocka_unit_test(what_was_never_seen_keeps_its_order),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);

@@ -147,6 +147,28 @@ static void prompts_do_not_stall_tokens_for_longer_than_the_gap(void **state)
     assert_true(loose.worst_gap > r.worst_gap);
 }
 
+/* Two stages whose steps take 0.8 or 1.2 of the mean by chance: with a group of rows each, the one that is
+ * done first waits, and a round takes 0.8 in one of four cases, 1.2 in the others. */
+static void stages_with_uneven_steps_wait_for_each_other(void **state)
+{
+    (void)state;
+    double spread[2][COST_SPREAD];
+    for (int i = 0; i < COST_SPREAD; i++)
+        spread[0][i] = spread[1][i] = i % 2 ? 0.8 : 1.2;
+    struct sim_costs costs = {.n = 2, .spread = spread};
+    struct sim_options o = machine(2, 1e-3, 0);
+    o.clients = 2;
+    o.requests = 8;
+    o.prompt = 20;
+    o.output = 900;
+    o.coordinator.step_tokens = 64;
+    double even = run(&o).token.p50;
+    o.costs = &costs;
+    double uneven = run(&o).token.p50;
+    if (fabs(uneven / even - 1.1) > 0.01)
+        fail_msg("%.3f ms a token for %.3f ms: %.3f", uneven * 1e3, even * 1e3, uneven / even);
+}
+
 static void costs_are_read_as_they_were_written(void **state)
 {
     (void)state;
@@ -155,7 +177,8 @@ static void costs_are_read_as_they_were_written(void **state)
     FILE *out = fdopen(fd, "w");
     fputs("{\"gpu\": true, \"bandwidth\": 3e12, \"context\": 512, \"kv_type\": 1, \"stages\": [\n"
           "{\"steps\": 10, \"bias\": 1.5, \"seconds\": {\"step\": 1e-3, \"head\": 0},\n"
-          " \"factors\": {\"step\": 2, \"tokens\": 3}, \"curve\": [1.5], \"prompt_curve\": []}]}",
+          " \"factors\": {\"step\": 2, \"tokens\": 3}, \"curve\": [1.5], \"prompt_curve\": [],\n"
+          " \"spread\": [3]}]}",
           out);
     fclose(out);
     struct sim_costs costs;
@@ -164,6 +187,7 @@ static void costs_are_read_as_they_were_written(void **state)
     assert_true(costs.gpu && costs.context == 512 && costs.kv_type == PLAN_KV_F16);
     assert_true(costs.stages[0].factor[COST_STEP] == 3);
     assert_true(costs.stages[0].curve[0][0] == 1.5 && costs.stages[0].curve[0][1] == 1);
+    assert_true(fabs(costs.spread[0][0] - 3 * costs.spread[0][1]) < 1e-9);
     sim_costs_free(&costs);
     static const char *const bad[] = {"", "[]", "{\"stages\": []}", "{\"stages\": [3]}", "{"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
@@ -185,6 +209,7 @@ int main(void)
         cmocka_unit_test(as_many_sequences_as_stages_keep_them_busy),
         cmocka_unit_test(one_sequence_gains_nothing_from_stages),
         cmocka_unit_test(prompts_do_not_stall_tokens_for_longer_than_the_gap),
+        cmocka_unit_test(stages_with_uneven_steps_wait_for_each_other),
         cmocka_unit_test(costs_are_read_as_they_were_written),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);
