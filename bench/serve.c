@@ -296,7 +296,12 @@ static int open_serve(struct serve *s, char *err, size_t err_size)
     }
     if (o->launch && start_coordinator(s, path, clients, sizeof clients, err, err_size))
         return EXIT_FAILED;
-    if (proto_connect(&s->socket, s->context, clients, err, err_size))
+    struct proto_keys keys;
+    if (o->key && (proto_keys_read(&keys, o->key, err, err_size) ||
+                   proto_keys_server(&keys, o->server_key, err, err_size)))
+        return EXIT_FAILED;
+    if (proto_connect_with(&s->socket, NULL, s->context, clients, o->key ? &keys : NULL, err,
+                           err_size))
         return EXIT_COORDINATOR;
     if ((code = wait_until_ready(s, err, err_size)) ||
         (code = open_vocabulary(s, o->model ? path : NULL, err, err_size)))

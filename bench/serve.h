@@ -73,7 +73,8 @@ void serve_log_end(struct serve_log *log, uint32_t i, enum serve_end end, double
 /* ── options ───────────────────────────────────────────────────────────────────────────────── */
 
 struct serve_options {
-    const char *connect, *model, *device, *kv_type, *output, *clients_text, *prompt_text, *gen_text;
+    const char *connect, *key, *server_key; /* key NULL: none is shown */
+    const char *model, *device, *kv_type, *output, *clients_text, *prompt_text, *gen_text;
     int64_t launch, requests, shared, seed, threads, context, sequences, step_tokens, warmup,
         vocabulary;
     double rate, temperature;

@@ -38,6 +38,9 @@ static int check(struct serve_options *o)
         return wrong(err);
     if (o->launch && !o->model)
         return wrong("--launch needs --model FILE");
+    if (o->key && o->launch)
+        return wrong(
+            "--key is for a coordinator that runs; one that --launch starts asks for none");
     if (o->n_extra && !o->launch)
         return wrong("words after -- are for the coordinator that --launch starts");
     return 0;
@@ -79,6 +82,10 @@ int serve_parse(struct serve_options *o, int argc, char **argv)
         {.type = CLI_GROUP, .text = "What is loaded"},
         {CLI_STRING, "connect", 0, "ENDPOINT", "a coordinator that runs", "tcp://127.0.0.1:5555",
          "GPTOSS_CONNECT", &o->connect, 0, 0, NULL},
+        {CLI_STRING, "key", 0, "FILE", "the keys to show to a coordinator that runs with --keys",
+         NULL, "GPTOSS_KEY", &o->key, 0, 0, NULL},
+        {CLI_STRING, "server-key", 0, "KEY|FILE", "the coordinator's public key",
+         "that of the key file", "GPTOSS_SERVER_KEY", &o->server_key, 0, 0, NULL},
         {CLI_INT, "launch", 0, "N", "start a coordinator and N ranks instead", NULL,
          "GPTOSS_LAUNCH", &o->launch, 1, 4096, NULL},
         {CLI_STRING, "model", 'm', "FILE", "the model, for --launch, and to draw prompts from",

@@ -23,6 +23,8 @@ def main():
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("prompt")
     options.add_argument("--connect", default=os.environ.get("GPTOSS_CONNECT", "tcp://127.0.0.1:5555"))
+    options.add_argument("--key", default=os.environ.get("GPTOSS_KEY"),
+                         help="the keys to show to a coordinator that runs with --keys (gptoss-coordinator keygen)")
     options.add_argument("--raw", action="store_true", help="complete the prompt as plain text")
     options.add_argument("--max-tokens", type=int, default=0)
     options.add_argument("--temperature", type=float)
@@ -43,6 +45,12 @@ def main():
 
     socket = zmq.Context().socket(zmq.DEALER)  # one frame is one message
     socket.linger = 200
+    if o.key:
+        with open(o.key) as f:
+            keys = dict(line.split()[:2] for line in f if line.strip() and not line.startswith("#"))
+        socket.curve_publickey = keys["public"].encode()
+        socket.curve_secretkey = keys["secret"].encode()
+        socket.curve_serverkey = keys["server"].encode()
     socket.connect(o.connect)
     socket.send(ask.SerializeToString())
     while socket.poll(o.timeout * 1000):

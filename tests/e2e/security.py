@@ -106,6 +106,14 @@ def test_who_is_admitted_and_who_is_not():
         code, out, said = run(*client, "--key", keys("client.key"), "--server-key", keys("coordinator.pub"), "--json")
         assert code == 0, said
 
+        code, out, said = run(program("gptoss-bench"), "serve", "--connect", server.endpoint, "--key", keys("client.key"),
+                              "--vocabulary", 500, "-N", 2, "-c", 1, "-p", 5, "-n", 3, "-o", "json")
+        assert code == 0 and '"completed": 2' in out, (code, out, said)
+        ask = os.path.join(os.environ["GPTOSS_TEST_SOURCE"], "scripts", "ask.py")
+        code, out, said = run(sys.executable, ask, "--connect", server.endpoint, "--key", keys("client.key"), "--raw", "In the",
+                              "--max-tokens", 4)
+        assert code == 0 and out.strip(), (code, out, said)
+
         # Without a key: nothing is heard, and the client says why.
         code, out, said = run(*client, timeout=20)
         assert code == 5 and not out and "--key" in said, (code, out, said)
