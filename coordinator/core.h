@@ -94,7 +94,8 @@ struct request {
     size_t computed;     /* positions whose steps are done */
     uint32_t pending;    /* samples that are under way */
     bool restart;        /* the next row is the first in this slot */
-    uint64_t last_step;  /* the last step that holds a row of it */
+    uint64_t last_step;  /* the last step that holds a row of it, */
+    uint32_t last_row;   /* and which one */
     struct block_table full, window;
     size_t window_told;      /* front entries of `window` whose end the stages know */
     struct prefix_path path; /* of its blocks, while RUNNING */

@@ -47,11 +47,14 @@ static bool decodes(const struct request *r)
     return r->issued + 1 >= r->tokens.count;
 }
 
+/* Who waits longest; of those of one step in the order that they had there, so that all take turns. */
 static int by_last_step(const void *a, const void *b)
 {
     const struct request *x = *(struct request *const *)a, *y = *(struct request *const *)b;
     if (x->last_step != y->last_step)
         return x->last_step < y->last_step ? -1 : 1;
+    if (x->last_row != y->last_row)
+        return x->last_row < y->last_row ? -1 : 1;
     return x->serial < y->serial ? -1 : x->serial > y->serial;
 }
 
@@ -120,9 +123,10 @@ static uint32_t decoding(struct coordinator *c, double *part)
 }
 
 /* Rows whose last one is `distance` steps away at least. A row whose sample is in the pipeline waits at
- * stage 0, and all steps behind it with it. */
+ * stage 0, and all steps behind it with it. With prompts beside them the rows leave room for some tokens
+ * of one, and take turns. */
 static void add_decode_rows(struct coordinator *c, struct step *step, double part,
-                            uint32_t distance)
+                            uint32_t distance, bool prompts)
 {
     const struct plan *plan = c->world.plan;
     struct request **candidates = c->row_buffers->candidates;
@@ -134,14 +138,15 @@ static void add_decode_rows(struct coordinator *c, struct step *step, double par
             continue;
         if (r->issued == r->tokens.count && r->last_step + distance > step->number)
             continue;
-        ordered &= n == 0 || candidates[n - 1]->last_step <= r->last_step;
         candidates[n++] = r;
+        ordered &= n == 1 || by_last_step(&candidates[n - 2], &candidates[n - 1]) < 0;
     }
     if (!ordered)
         qsort(candidates, n, sizeof *candidates, by_last_step);
     uint32_t room = plan->step_rows < plan->step_samples ? plan->step_rows : plan->step_samples;
-    if (room > plan->step_tokens)
-        room = plan->step_tokens;
+    uint32_t spare = !prompts ? 0 : plan->step_tokens / 2 < CHUNK_MIN ? 1 : CHUNK_MIN;
+    if (plan->step_tokens > spare && room > plan->step_tokens - spare)
+        room = plan->step_tokens - spare;
     double sum = 0;
     for (uint32_t i = 0; i < n && step->n_rows < room; i++) {
         struct request *r = candidates[i];
@@ -259,7 +264,7 @@ void form_rows(struct coordinator *c, struct step *step)
     double part;
     uint32_t n = decoding(c, &part);
     uint32_t stages = c->world.plan->n_stages;
-    add_decode_rows(c, step, part, stages > 1 && n ? c->groups : stages);
+    add_decode_rows(c, step, part, stages > 1 && n ? c->groups : stages, n < c->n_running);
     if (step->n_rows)
         c->decode_seconds = cost_slowest(c->costs, c->world.plan->n_stages, &step->work);
     if (n < c->n_running) { /* there are prompts */
@@ -271,5 +276,5 @@ void form_rows(struct coordinator *c, struct step *step)
     }
     /* Fewer sequences than stages: a round of them is shorter. */
     if (step->n_rows == 0 && n < stages)
-        add_decode_rows(c, step, part, n);
+        add_decode_rows(c, step, part, n, n < c->n_running);
 }

@@ -86,6 +86,7 @@ bool sched_add_row(struct coordinator *c, struct step *step, struct request *r, 
     kv_issued(c, r);
     r->pending += samples;
     r->last_step = step->number;
+    r->last_row = step->n_rows - 1;
     return true;
 }
 

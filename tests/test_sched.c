@@ -174,6 +174,45 @@ static void prompts_are_not_starved_by_decode_rows(void **state)
     fake_destroy(f);
 }
 
+/* More sequences decode than a step has tokens: they take turns, and leave some for a prompt. */
+static void prompts_are_not_starved_by_small_steps(void **state)
+{
+    (void)state;
+    struct coordinator_options small = options;
+    small.step_tokens = 8;
+    struct fake *f = world(1, small);
+    for (uint32_t r = 0; r < 10; r++)
+        ask(f, r, 2, 2000);
+    fake_tick(f, 10);
+    for (int i = 0; i < 40; i++)
+        fake_step(f);
+    ask(f, 20, 300, 4);
+    fake_tick(f, 10);
+    uint32_t steps = 0, done = 0, most = 0, given[16] = {0};
+    for (; done < 299 && steps < 400; steps++) {
+        Gptoss__Step *step = queued(f, 0);
+        for (size_t i = 0; i < step->n_rows; i++)
+            if (step->rows[i]->count == 1)
+                given[step->rows[i]->slot]++;
+            else
+                done += step->rows[i]->count;
+        gptoss__step__free_unpacked(step, NULL);
+        fake_step(f);
+    }
+    uint32_t least = UINT32_MAX, n = 0;
+    for (uint32_t slot = 0; slot < 16; slot++)
+        if (given[slot] > 1) {
+            n++;
+            least = given[slot] < least ? given[slot] : least;
+            most = given[slot] > most ? given[slot] : most;
+        }
+
+    if (done < 299 || n != 10 || most > least + 2)
+        fail_msg("%u tokens of the prompt in %u steps; %u others got %u to %u", done, steps, n,
+                 least, most);
+    fake_destroy(f);
+}
+
 /* With four stages a prompt is cut so that all of them work on it, and its chunks follow one another
  * without waiting for results. */
 static void chunks_of_one_prompt_fill_the_pipeline(void **state)
@@ -324,6 +363,7 @@ int main(void)
         cmocka_unit_test(a_prompt_alone_gets_steps_as_large_as_there_are),
         cmocka_unit_test(a_long_prompt_does_not_stall_the_tokens_of_others),
         cmocka_unit_test(prompts_are_not_starved_by_decode_rows),
+        cmocka_unit_test(prompts_are_not_starved_by_small_steps),
         cmocka_unit_test(chunks_of_one_prompt_fill_the_pipeline),
         cmocka_unit_test(a_round_of_decode_steps_costs_each_about_the_same),
         cmocka_unit_test(there_are_more_groups_than_stages_where_that_is_quicker),
