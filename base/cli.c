@@ -47,6 +47,7 @@ static const char *const shared_variables[] = {
     "GPTOSS_DEADLINE",
     "GPTOSS_DEVICE",
     "GPTOSS_DRAIN_TIMEOUT",
+    "GPTOSS_FAST",
     "GPTOSS_HEAD",
     "GPTOSS_INSECURE",
     "GPTOSS_JOURNAL",

@@ -71,6 +71,7 @@ struct bench_world_options {
     const char *device, *transport; /* transport: as coordinator_transport's wanted */
     enum plan_head head;
     enum plan_kv_type kv_type;
+    bool fast;                   /* products with int8 activations */
     uint32_t context, sequences; /* the largest of all tests */
     uint32_t step_tokens;        /* of a prefill step */
     int gpu; /* the only one that the ranks see, of those that we see; < 0: all */

@@ -24,6 +24,7 @@ enum { COPIES_MAX = 64, INPUTS_MAX = 32, REPEAT_MAX = 200, SAMPLES_MAX = 64 };
 struct choice {
     const char *model, *device, *rows, *depths, *only, *output, *kv_type;
     int64_t threads;
+    bool fast;
 };
 
 struct sizes {
@@ -502,6 +503,8 @@ static int parse(struct bench_kernels *b, int argc, char **argv)
          "512,8192", "GPTOSS_BENCH_DEPTH", &c->depths, 0, 0, NULL},
         {CLI_STRING, "kv-type", 0, "TYPE", "f32, f16 or bf16", "f32 on CPUs, f16 on GPUs",
          "GPTOSS_KV_TYPE", &c->kv_type, 0, 0, NULL},
+        {CLI_FLAG, "fast", 0, NULL, "products with int8 activations (CPU)", "float activations",
+         "GPTOSS_FAST", &c->fast, 0, 0, NULL},
         {CLI_STRING, "only", 0, "LIST",
          "of rmsnorm, qkv, attention, prefill, out, router, experts, head, sampling, formats",
          "all", NULL, &c->only, 0, 0, NULL},
@@ -558,6 +561,7 @@ static int run(struct bench_kernels *b, char *err, size_t err_size)
 {
     long cpus = sysconf(_SC_NPROCESSORS_ONLN);
     struct kernels_options options = {.device = b->choice.device,
+                                      .fast = b->choice.fast,
                                       .threads = (uint32_t)(b->choice.threads ? b->choice.threads
                                                             : cpus > 0        ? cpus
                                                                               : 1)};
@@ -567,6 +571,11 @@ static int run(struct bench_kernels *b, char *err, size_t err_size)
     if (kernels_create(&b->k, &options, err, err_size))
         return EXIT_DEVICE;
     kernels_info(b->k, &b->info);
+    if (b->choice.fast && !b->info.fast) {
+        snprintf(err, err_size, "%s has no products with int8 activations: leave out --fast",
+                 b->info.device);
+        return EXIT_DEVICE;
+    }
     if (kernels_limits(b->k, &b->limits))
         fprintf(stderr, "# the device's limits could not be measured\n");
     if (!b->choice.kv_type && strcmp(b->info.backend, "cuda") == 0)

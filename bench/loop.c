@@ -46,6 +46,7 @@ static int welcome(struct loop *loop, uint32_t rank, char *err, size_t err_size)
     body.model = (char *)(uintptr_t)loop->options->path;
     body.device = (char *)(uintptr_t)loop->options->device;
     body.threads = loop->options->threads;
+    body.fast = loop->options->fast;
     message.body_case = GPTOSS__SUPERVISOR_MESSAGE__BODY_WELCOME;
     message.welcome = &body;
     return send_to(loop, rank, &message, err, err_size);
@@ -83,6 +84,7 @@ static int send_plan(struct loop *loop, uint32_t rank, char *err, size_t err_siz
     coordinator_plan_message(plan, rank, DEADLINE_MS, &body);
     body.n_edges = fill_edges(loop, edges, pointers);
     body.edges = pointers;
+    body.fast = loop->options->fast;
     message.body_case = GPTOSS__SUPERVISOR_MESSAGE__BODY_PLAN;
     message.plan = &body;
     int status = send_to(loop, rank, &message, err, err_size);
@@ -156,6 +158,7 @@ static void take_join(struct loop_rank *rank, const Gptoss__Join *join)
     rank->memory_free = join->memory_free_bytes;
     rank->threads = join->threads;
     rank->bandwidth = join->bandwidth;
+    rank->fast = join->fast;
 }
 
 static struct loop_rank *sender(struct loop *loop, uint32_t *number)
@@ -295,6 +298,14 @@ static int make_plan(struct loop *loop, char *err, size_t err_size)
                                       .memory_free_bytes = from->memory_free,
                                       .bandwidth = from->bandwidth,
                                       .weights_in_place = strcmp(from->backend, "cuda") != 0};
+        if (from->fast != o->fast) {
+            snprintf(err, err_size,
+                     "rank %" PRIu32
+                     " has no products with int8 activations (%s): leave out --fast",
+                     r, from->device);
+            free(ranks);
+            return -1;
+        }
         all_cpu = all_cpu && ranks[r].weights_in_place;
         all_known = all_known && from->bandwidth > 0;
     }

@@ -13,7 +13,7 @@
 struct loop_rank {
     unsigned char peer[PROTO_PEER_MAX];
     size_t peer_size; /* 0: not here yet */
-    bool joined, ready;
+    bool joined, ready, fast;
     char host[64], device[96], uuid[64], backend[16], transports[64];
     uint64_t memory_free;
     uint32_t threads;

@@ -278,6 +278,7 @@ static int run_all(struct pipeline *p)
                                               .device = p->choice.device,
                                               .transport = p->choice.transport,
                                               .kv_type = p->kv_type,
+                                              .fast = p->choice.fast,
                                               .step_tokens = p->step_tokens,
                                               .stages = p->stages.values[s],
                                               .threads = p->threads.values[t],

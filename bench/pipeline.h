@@ -16,7 +16,7 @@ struct pipeline_choice {
     const char *stages, *threads, *sequences, *scaling, *through, *head, *device, *transport,
         *kv_type, *output;
     int64_t repetitions, step_tokens;
-    bool no_warmup, replicas;
+    bool no_warmup, replicas, fast;
 };
 
 struct pipeline {

@@ -60,6 +60,8 @@ static int parse_options(struct pipeline_choice *c, int argc, char **argv)
          0, 0, NULL},
         {CLI_STRING, "kv-type", 0, "TYPE", "type of the KV cache: f32, f16 or bf16",
          "f32 on CPUs, f16 on GPUs", "GPTOSS_KV_TYPE", &c->kv_type, 0, 0, NULL},
+        {CLI_FLAG, "fast", 0, NULL, "CPU ranks round the activations in front of a product to int8",
+         "float activations", "GPTOSS_FAST", &c->fast, 0, 0, NULL},
         {CLI_INT, "ubatch-size", 'u', "N", "tokens of one prefill step (-ub)",
          "512, or 128 on CPUs", "GPTOSS_BENCH_UBATCH", &c->step_tokens, 1, 8192, NULL},
         {.type = CLI_GROUP, .text = "What is printed"},
@@ -178,6 +180,8 @@ static int parse_choice(struct pipeline *p)
         return wrong("--scaling is strong, weak, or strong,weak");
     if (find_name(c->device, strlen(c->device), devices, 4) < 0)
         return wrong("--device is auto, cpu, cuda or reference");
+    if (c->fast && (strcmp(c->device, "cuda") == 0 || strcmp(c->device, "reference") == 0))
+        return wrong("--fast is for CPU ranks: leave it out with --device cuda or reference");
     if (!coordinator_transport_known(c->transport))
         return wrong("--transport is auto, nccl, ipc, ipc-host or mpi");
     if (strcmp(c->head, "all") != 0 && strcmp(c->head, "last") != 0)

@@ -11,7 +11,7 @@
 #include "bench/fields.h"
 
 struct row {
-    char cells[17][128]; /* [COLUMNS] */
+    char cells[18][128]; /* [COLUMNS] */
 };
 
 struct bench_report {
@@ -75,6 +75,7 @@ static void fill_fields(const struct bench_report *report, const struct bench_re
     fields_integer(f, "n_threads", info->threads);
     fields_text(f, "type_k", kv_type_name(o->kv_type));
     fields_text(f, "type_v", kv_type_name(o->kv_type));
+    fields_text(f, "activations", o->fast ? "int8" : "f32");
     fields_integer(f, "stages", o->stages);
     fields_text(f, "layers", info->layers);
     fields_text(f, "device", info->device);
@@ -110,6 +111,7 @@ enum {
     SIZE,
     PARAMS,
     BACKEND,
+    ACTIVATIONS,
     THREADS,
     STAGES,
     LAYOUT,
@@ -127,9 +129,9 @@ enum {
 };
 
 static const char *const headings[COLUMNS] = {
-    "model",  "size",    "params",       "backend", "threads",      "stages",
-    "layout", "scaling", "seqs",         "through", "test",         "t/s",
-    "bubble", "hop",     "of bandwidth", "experts", "over replicas"};
+    "model",  "size",   "params",  "backend",      "activations", "threads",
+    "stages", "layout", "scaling", "seqs",         "through",     "test",
+    "t/s",    "bubble", "hop",     "of bandwidth", "experts",     "over replicas"};
 
 static void keep_row(struct bench_report *report, const struct bench_result *result)
 {
@@ -146,6 +148,8 @@ static void keep_row(struct bench_report *report, const struct bench_result *res
     snprintf(row->cells[PARAMS], CELL, parameters >= 1000000000 ? "%.2f B" : "%.2f M",
              (double)parameters / (parameters >= 1000000000 ? 1e9 : 1e6));
     snprintf(row->cells[BACKEND], CELL, "%s", result->info->backend);
+    if (result->options->fast)
+        snprintf(row->cells[ACTIVATIONS], CELL, "int8");
     if (result->info->threads)
         snprintf(row->cells[THREADS], CELL, "%" PRIu32, result->info->threads);
     snprintf(row->cells[STAGES], CELL, "%" PRIu32, result->options->stages);

@@ -197,7 +197,7 @@ static int start_coordinator(struct serve *s, const char *path, char *clients, s
                            numbers[1],       "--sequences", numbers[2], "--device", o->device,
                            "--max-queue",    "100000"};
     const char **argv =
-        base_alloc(sizeof fixed / sizeof *fixed + 7 + (size_t)o->n_extra, sizeof *argv);
+        base_alloc(sizeof fixed / sizeof *fixed + 8 + (size_t)o->n_extra, sizeof *argv);
     size_t n = sizeof fixed / sizeof *fixed;
     memcpy(argv, fixed, sizeof fixed);
     const char *const more[][2] = {{"--threads", o->threads ? numbers[3] : NULL},
@@ -208,6 +208,8 @@ static int start_coordinator(struct serve *s, const char *path, char *clients, s
             argv[n++] = more[i][0];
             argv[n++] = more[i][1];
         }
+    if (o->fast)
+        argv[n++] = "--fast";
     for (int i = 0; i < o->n_extra; i++)
         argv[n++] = o->extra[i];
     fprintf(stderr, "# starting a coordinator with %s rank%s\n", numbers[0],

@@ -78,6 +78,7 @@ struct serve_options {
     int64_t launch, requests, shared, seed, threads, context, sequences, step_tokens, warmup,
         vocabulary;
     double rate, temperature;
+    bool fast;
     struct bench_list clients;
     struct serve_lengths prompt, gen;
     enum bench_format format;

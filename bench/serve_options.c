@@ -103,6 +103,8 @@ int serve_parse(struct serve_options *o, int argc, char **argv)
          "the clients, by rate 64", NULL, &o->sequences, 1, 4096, NULL},
         {CLI_STRING, "kv-type", 0, "TYPE", "f32, f16 or bf16", "f32 on CPUs, f16 on GPUs", NULL,
          &o->kv_type, 0, 0, NULL},
+        {CLI_FLAG, "fast", 0, NULL, "CPU ranks round the activations in front of a product to int8",
+         "float activations", "GPTOSS_FAST", &o->fast, 0, 0, NULL},
         {CLI_INT, "step-tokens", 0, "N", "tokens of one step", "the coordinator's", NULL,
          &o->step_tokens, 1, 8192, NULL},
         {.type = CLI_GROUP, .text = "What is printed"},

@@ -245,6 +245,7 @@ static int start_coordinator(struct served *served, const char *clients, const c
                                 "--max-queue",
                                 "100000",
                                 "--no-prefix-cache",
+                                o->fast ? "--fast" : "--no-prefix-cache",
                                 o->threads ? "--threads" : NULL,
                                 numbers[4],
                                 NULL};

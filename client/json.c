@@ -202,6 +202,8 @@ void json_status(FILE *out, const Gptoss__Status *s)
         json_stage(&t, s->stages[i]);
     }
     text_print(&t, "]");
+    key(&t, "fast");
+    text_print(&t, s->fast ? "true" : "false");
     key_count(&t, "steps_in_flight", s->steps_in_flight);
     key_count(&t, "steps", s->steps);
     key_count(&t, "requests_running", s->requests_running);

@@ -97,6 +97,8 @@ void status_print(FILE *out, const char *endpoint, const Gptoss__Status *s)
     fprintf(out, "gptoss %s at %s: %s, up %s\n", version, endpoint, state,
             text_seconds(time, s->uptime_seconds));
     line(out, "model", s->model);
+    if (s->fast)
+        line(out, "products", "with int8 activations (--fast)");
     text_print(&t, "%u running, %u waiting, %llu finished, %llu refused", s->requests_running,
                s->requests_waiting, (unsigned long long)s->requests_finished,
                (unsigned long long)s->requests_refused);

@@ -48,10 +48,11 @@ struct coordinator_options {
         *layers; /* [n_layers_given] layers of each rank, by hand; NULL: computed; lent */
     enum plan_head head;
     uint32_t n_layers_given;
-    bool no_prefix_cache;      /* no sequence shares KV blocks with another */
-    uint32_t max_queue;        /* requests that wait; 0: 512 */
-    size_t max_queue_bytes;    /* of their prompts; 0: 256 MiB */
-    uint32_t max_client;       /* requests of one connection; 0: any number */
+    bool fast;              /* the ranks' products take int8 activations; one without is refused */
+    bool no_prefix_cache;   /* no sequence shares KV blocks with another */
+    uint32_t max_queue;     /* requests that wait; 0: 512 */
+    size_t max_queue_bytes; /* of their prompts; 0: 256 MiB */
+    uint32_t max_client;    /* requests of one connection; 0: any number */
     uint64_t step_deadline_us; /* 0: 300 s */
     uint64_t silence_us;       /* a rank that says nothing for so long is lost; 0: 0.8 s */
     uint64_t seed;             /* of the seeds chosen for requests that name none */

@@ -23,7 +23,7 @@ struct options {
     int64_t max_queue_mib, max_client, client_queue, launch, context, sequences, threads, max_queue,
         step_tokens, kv_tokens;
     double drain, token_gap, step_deadline, silence, bandwidth;
-    bool plan_only, insecure, no_prefix_cache;
+    bool plan_only, insecure, no_prefix_cache, fast;
 };
 
 static int usage(const char *text, const char *value)
@@ -135,6 +135,8 @@ static int show_plans(const struct gguf_model *model, const struct coordinator_o
         add_prediction(predicted, plan, model, &rank);
         plan_destroy(plan);
     }
+    if (options->fast)
+        printf("\nProducts take int8 activations (--fast).\n");
     printf("\nPredicted tokens/s, for ranks that read %g GB/s (--bandwidth; --device cuda: GPUs); "
            "gptoss-bench simulate predicts from measured costs:\n",
            bandwidth / 1e9);
@@ -193,6 +195,7 @@ static int run(const struct options *o, const char *path, const uint32_t *layers
         .layers = layers,
         .head = strcmp(o->head, "last") == 0 ? PLAN_HEAD_LAST : PLAN_HEAD_ALL,
         .n_layers_given = n_layers,
+        .fast = o->fast,
         .no_prefix_cache = o->no_prefix_cache,
         .max_queue = (uint32_t)o->max_queue,
         .max_queue_bytes = (size_t)o->max_queue_mib << 20,
@@ -284,6 +287,10 @@ int main(int argc, char **argv)
          "waits",
          "as many as the sequences can use and fit", "GPTOSS_KV_TOKENS", &o.kv_tokens, 1,
          UINT32_MAX, NULL},
+        {CLI_FLAG, "fast", 0, NULL,
+         "CPU ranks round the activations in front of a product to int8: prompts are read faster, "
+         "logits differ a little",
+         "float activations", "GPTOSS_FAST", &o.fast, 0, 0, NULL},
         {CLI_FLAG, "no-prefix-cache", 0, NULL,
          "share no KV between prompts that begin alike: how soon an answer comes then tells a "
          "client nothing about the prompts of others",
@@ -398,6 +405,8 @@ int main(int argc, char **argv)
     if (strcmp(o.device, "auto") && strcmp(o.device, "cpu") && strcmp(o.device, "cuda") &&
         strcmp(o.device, "reference"))
         return usage("--device is auto, cpu, cuda or reference, not ", o.device);
+    if (o.fast && (strcmp(o.device, "cuda") == 0 || strcmp(o.device, "reference") == 0))
+        return usage("--fast is for CPU ranks: leave it out with --device ", o.device);
     if (strcmp(o.head, "all") != 0 && strcmp(o.head, "last") != 0)
         return usage("--head is all or last, not ", o.head);
     if (o.transport && !coordinator_transport_known(o.transport))

@@ -209,6 +209,7 @@ static void hello(struct coordinator *c, const struct core_peer *peer, const Gpt
     welcome.model = c->model_path;
     welcome.device = (char *)(uintptr_t)(c->options.device ? c->options.device : "auto");
     welcome.threads = c->options.threads;
+    welcome.fast = c->options.fast;
     Gptoss__SupervisorMessage reply;
     supervisor_init(&reply, GPTOSS__SUPERVISOR_MESSAGE__BODY_WELCOME);
     reply.welcome = &welcome;
@@ -271,6 +272,7 @@ static void send_plan(struct coordinator *c, uint32_t s)
     coordinator_plan_message(plan, s, c->options.step_deadline_us / 1000, &m);
     m.n_edges = n_edges;
     m.edges = pointers;
+    m.fast = c->options.fast;
     Gptoss__SupervisorMessage message;
     supervisor_init(&message, GPTOSS__SUPERVISOR_MESSAGE__BODY_PLAN);
     message.plan = &m;
@@ -394,6 +396,17 @@ static void join(struct coordinator *c, struct rank *rank, const Gptoss__Join *m
                  "differ): put the same file on every host",
                  number, rank->host, c->model_path);
         reject_world(c, EXIT_MODEL, text);
+        return;
+    }
+    if (m->fast != c->options.fast) {
+        snprintf(text, sizeof text,
+                 c->options.fast
+                     ? "rank %u on %s has no products with int8 activations (%s): start "
+                       "the coordinator without --fast, or let all ranks be CPUs"
+                     : "rank %u on %s multiplies with int8 activations, which nobody "
+                       "asked for (%s): is gptoss-worker of the same build?",
+                 number, rank->host, m->device);
+        reject_world(c, EXIT_DEVICE, text);
         return;
     }
     copy(rank->device, sizeof rank->device, m->device);

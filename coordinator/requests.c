@@ -371,6 +371,7 @@ static void status(struct coordinator *c, const struct core_peer *peer,
     s.model = c->model_path;
     s.uptime_seconds = seconds(c->started_us, now);
     s.steps_in_flight = counts.steps_in_flight;
+    s.fast = c->options.fast;
     s.steps = counts.steps;
     s.requests_running = counts.running;
     s.requests_waiting = counts.waiting;

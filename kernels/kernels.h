@@ -46,6 +46,9 @@ struct kernels_options {
     uint32_t threads;    /* of the cpu backend; 0: 1 */
     uint32_t local_rank; /* which GPU, counted modulo the GPUs there are */
     const char *isa; /* of the cpu backend: NULL: the best there is; "avx512", "avx2", "plain" */
+    bool
+        fast; /* products with int8 activations, where the backend has them: results differ from the
+                * float ones */
 };
 
 struct kernels_info {
@@ -55,6 +58,7 @@ struct kernels_info {
     uint64_t memory_free_bytes;
     uint32_t threads;
     double bandwidth; /* bytes a second of reading, measured; 0: not measured */
+    bool fast;        /* products take int8 activations: asked for, and the backend has them */
 };
 
 /* 0, or -1 with *out NULL and a sentence. */

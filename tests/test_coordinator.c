@@ -297,6 +297,40 @@ static void a_second_world_is_refused(void **state)
     fake_destroy(f);
 }
 
+/* A run is of one mode: what a token is must not depend on which rank computed it. */
+static void a_run_is_fast_on_all_ranks_or_on_none(void **state)
+{
+    (void)state;
+    struct fake *f = fake_create(model, 2, (struct coordinator_options){.fast = true});
+    f->fast_ranks = 2;
+    fake_start(f);
+    assert_int_equal(f->n_rank_refused, 0);
+    assert_true(f->plan->fast);
+    fake_destroy(f);
+
+    f = fake_create(model, 2, (struct coordinator_options){.fast = true});
+    f->fast_ranks = 1;
+    fake_start(f);
+    assert_int_equal(f->n_rank_refused, 2);
+    assert_non_null(strstr(f->rank_refusal, "rank 1 on here has no products with int8"));
+    assert_non_null(strstr(f->rank_refusal, "without --fast"));
+    assert_non_null(strstr(f->impossible, "without --fast"));
+    fake_destroy(f);
+
+    f = fake_create(model, 2, (struct coordinator_options){0});
+    f->fast_ranks = 2;
+    fake_start(f);
+    assert_int_equal(f->n_rank_refused, 2);
+    assert_non_null(strstr(f->rank_refusal, "nobody asked for"));
+    fake_destroy(f);
+
+    f = fake_create(model, 2, (struct coordinator_options){0});
+    fake_start(f);
+    assert_int_equal(f->n_rank_refused, 0);
+    assert_false(f->plan->fast);
+    fake_destroy(f);
+}
+
 static void more_ranks_than_layers_are_refused(void **state)
 {
     (void)state;
@@ -622,6 +656,7 @@ int main(void)
         cmocka_unit_test(random_bytes_change_nothing),
         cmocka_unit_test(a_second_world_is_refused),
         cmocka_unit_test(more_ranks_than_layers_are_refused),
+        cmocka_unit_test(a_run_is_fast_on_all_ranks_or_on_none),
         cmocka_unit_test(a_silent_rank_and_an_endless_step_end_the_world),
         cmocka_unit_test(a_stuck_step_is_noticed_within_a_second_of_what_is_predicted),
         cmocka_unit_test(nobody_dies_for_another),

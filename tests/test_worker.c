@@ -236,6 +236,24 @@ static void a_model_file_that_is_not_there_is_exit_code_3(void **state)
     assert_int_equal(ended(15), 3);
 }
 
+static void a_plan_of_another_mode_than_the_rank_joined_with_is_refused(void **state)
+{
+    (void)state;
+    it.fast = true;
+    start(1, it.endpoint, "20");
+    hear_hellos();
+    welcome(MODEL);
+    Gptoss__RankMessage *m = hear_of(GPTOSS__RANK_MESSAGE__BODY_JOIN);
+    assert_true(m->join->fast);
+    says(m->join->device, "fast");
+    proto_free(&m->base);
+    plan(0);
+    m = hear_failure();
+    says(m->failed->text, "all ranks of a run have one mode");
+    proto_free(&m->base);
+    assert_int_equal(ended(15), 6);
+}
+
 /* Fills in `row`, lets the case spoil it, and sees what stage 0 says of it. */
 static void refused_step(void (*spoil)(Gptoss__Row *row), const char *what)
 {
@@ -355,6 +373,7 @@ int main(int argc, char **argv)
         CASE(nobody_there_is_exit_code_5_and_says_what_to_start),
         CASE(a_refused_rank_says_why_and_exits_with_1),
         CASE(a_model_file_that_is_not_there_is_exit_code_3),
+        CASE(a_plan_of_another_mode_than_the_rank_joined_with_is_refused),
         CASE(a_step_that_breaks_a_bound_is_answered_and_ends_the_ranks),
         CASE(a_reference_to_what_was_never_sampled_is_refused),
         CASE(a_rank_that_hangs_is_named_by_the_one_that_waits),

@@ -43,7 +43,8 @@ static struct {
         size_t size;
     } peers[RANKS_MAX];
     uint64_t world, steps, digest, deadline_ms;
-    bool cut; /* the head, over all ranks */
+    bool fast, plan_fast; /* what the ranks are told before they join, and then */
+    bool cut;             /* the head, over all ranks */
     uint32_t hellos, joins, readies;
     double beat;
 } it;
@@ -233,6 +234,7 @@ static inline void welcome(const char *model)
     Gptoss__Welcome w = GPTOSS__WELCOME__INIT;
     w.model = (char *)model;
     w.device = (char *)"cpu";
+    w.fast = it.fast;
     MESSAGE(&w, WELCOME, welcome);
     for (uint32_t r = 0; r < it.ranks; r++)
         tell(r, &message);
@@ -257,6 +259,7 @@ static inline void plan(uint32_t rank)
         p.n_head_counts = it.ranks;
         p.head_jobs = 2;
     }
+    p.fast = it.plan_fast;
     p.kv_block_tokens = BLOCK_TOKENS;
     p.kv_full_blocks = p.kv_window_blocks = SLOTS * CONTEXT / BLOCK_TOKENS;
     p.sequences = SLOTS;

@@ -103,6 +103,7 @@ static void rank_join(struct fake *f, uint32_t rank)
     join.backend = (char *)(uintptr_t) "cpu";
     join.transports = (char *)(uintptr_t) "mpi";
     join.memory_free_bytes = f->memory_free;
+    join.fast = rank < f->fast_ranks;
     join.header_digest = gguf_header_digest(f->model->file);
     join.header_bytes = gguf_header_bytes(f->model->file);
     Gptoss__RankMessage m = GPTOSS__RANK_MESSAGE__INIT;

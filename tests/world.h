@@ -46,7 +46,8 @@ struct fake {
     uint32_t ranks;
     uint64_t world_id, epoch;
     uint64_t memory_free;
-    bool alive; /* the ranks */
+    bool alive;          /* the ranks */
+    uint32_t fast_ranks; /* as many, from rank 0 on, join with int8 activations */
     Gptoss__Plan *plan;
     struct world_slot slots[WORLD_SLOTS];
     uint32_t *full_pool, *window_pool; /* [blocks][block_tokens]: the token at that position */

@@ -44,6 +44,7 @@ struct worker {
 
     char *model_path, *device;
     uint32_t threads;
+    bool fast;
     uint64_t epoch;
     Gptoss__SupervisorMessage *plan; /* the message that holds it */
     struct gguf_file *file;
@@ -120,6 +121,7 @@ static void take_welcome(struct worker *w, const Gptoss__SupervisorMessage *mess
     w->model_path = strdup(welcome->model);
     w->device = strdup(w->options.device ? w->options.device : welcome->device);
     w->threads = w->options.threads ? w->options.threads : welcome->threads;
+    w->fast = welcome->fast;
     if (w->model_path == NULL || w->device == NULL) {
         end(w, EXIT_MEMORY, "no memory");
         return;
@@ -307,6 +309,7 @@ static int open_device(struct worker *w)
         .device = w->device[0] ? w->device : NULL,
         .threads = w->threads,
         .local_rank = w->info->local_rank,
+        .fast = w->fast,
     };
     if (kernels_create(&w->kernels, &options, err, sizeof err))
         return end(w, EXIT_DEVICE, "%s", err);
@@ -330,6 +333,7 @@ static int join(struct worker *w)
     join.threads = info.threads;
     join.backend = info.backend;
     join.bandwidth = info.bandwidth;
+    join.fast = info.fast;
     /* A rank that is alone needs no transport, and does not load what one would. */
     bool cuda = strcmp(info.backend, "cuda") == 0;
     join.transports = (char *)(cuda && w->info->size == 1 ? "" : transport_names(cuda));
@@ -391,6 +395,11 @@ static int make_stage(struct worker *w)
     char err[1024];
     double begin = clock_seconds();
     w->said_seconds = begin;
+    if (plan->fast != w->device_info.fast)
+        return end(w, EXIT_DEVICE,
+                   "the plan is for products with %s activations, and this rank's take %s ones: "
+                   "all ranks of a run have one mode",
+                   plan->fast ? "int8" : "float", w->device_info.fast ? "int8" : "float");
     int status = worker_stage_create(&w->stage, w->world, &options, err, sizeof err);
     if (status)
         return end(w, status == 1 ? EXIT_MEMORY : EXIT_DEVICE, "%s", err);

@@ -54,6 +54,7 @@ static int create(struct kernels **out, const struct kernels_options *options, c
     }
     device->table = table;
     device->threads = options->threads ? options->threads : 1;
+    device->fast = options->fast;
     snprintf(device->isa, sizeof device->isa, "%s", table->name);
     *out = &device->base;
     return 0;

@@ -18,6 +18,7 @@ struct host_device {
     struct kernels base;
     const struct host_table *table;
     uint32_t threads;
+    bool fast; /* products take int8 activations */
     char isa[16];
 };
 

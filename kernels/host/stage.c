@@ -24,6 +24,8 @@ void host_info(const struct kernels *k, struct kernels_info *info)
     snprintf(info->backend, sizeof info->backend, "%s", k->backend->name);
     snprintf(info->device, sizeof info->device, "%s, %s, %u thread%s", name, device->isa,
              device->threads, device->threads == 1 ? "" : "s");
+    if (device->fast && strlen(info->device) + sizeof ", fast" <= sizeof info->device)
+        strcat(info->device, ", fast");
     FILE *file = fopen("/proc/sys/kernel/random/boot_id", "r");
     if (file) {
         if (!fgets(boot, sizeof boot, file))
@@ -34,6 +36,7 @@ void host_info(const struct kernels *k, struct kernels_info *info)
     snprintf(info->uuid, sizeof info->uuid, "cpu-%s", boot);
     info->memory_free_bytes = host_memory_free();
     info->threads = device->threads;
+    info->fast = device->fast;
     info->bandwidth = host_bandwidth(device->threads);
 }
 

@@ -62,9 +62,17 @@ assert len(rows) == 2 and all(len(row.split('","')) == len(head.split(",")) for 
 code, out, err = run("-p", "8", "-n", "0", "-r", "1")
 assert code == 0 and "| pp8" in out and "±" in out, out + err
 
+# int8 activations: the rows say so, and the tokens are the same for any number of stages.
+code, out, err = run("-p", "16", "-n", "8", "-r", "1", "--stages", "1,2", "--fast", "-o", "json",
+                     "--through", "loop,coordinator", "--device", "cpu")
+if code or not err.rstrip().endswith("# tokens equal for all stages: OK"):
+    fail(f"--fast: exit code {code}", err)
+assert all(r["activations"] == "int8" and r["device"].endswith(", fast") for r in json.loads(out)), out
+assert all(r["activations"] == "f32" for r in results)
+
 # Wrong use is told before anything is started.
 for options, want_code in ((["-p", "x"], 2), (["--stages", "30"], 2), (["-d", "999999"], 2),
-                           (["-p", "0", "-n", "0"], 2), (["-m", "/nowhere"], 3)):
+                           (["-p", "0", "-n", "0"], 2), (["--fast", "--device", "reference"], 2), (["-m", "/nowhere"], 3)):
     code, out, err = run(*options)
     assert code == want_code and out == "" and err, (options, code, err)
 
