@@ -102,7 +102,7 @@ class Soak:
             self.errors.append(error)
 
     def run(self):
-        """Returns samples (seconds, coordinator's MiB, {rank: MiB})."""
+        """Returns samples (seconds, coordinator's MiB, {rank: MiB} of ranks that serve)."""
         threads = [threading.Thread(target=self.client, args=(k,), daemon=True) for k in range(self.options.clients)]
         for t in threads:
             t.start()
@@ -110,6 +110,7 @@ class Soak:
         processes = Processes(self.server)
         samples, next_kill = [], time.monotonic() + self.options.calm
         begin = time.monotonic()
+        served = {}  # since when a rank is there and the pipeline is ready: before, it loads
         while time.monotonic() < self.end and not self.errors:
             time.sleep(0.5)
             ranks = {}
@@ -118,7 +119,12 @@ class Soak:
                     ranks[rank] = memory(rank)
                 except (OSError, KeyError):
                     pass
-            samples.append((time.monotonic() - begin, memory(self.server.process.pid), ranks))
+            status = self.server.status()
+            ready = status is not None and status.ready
+            served = {rank: served.get(rank, time.monotonic()) for rank in ranks if ready}
+            warm = {rank: m for rank, m in ranks.items()
+                    if rank in served and time.monotonic() - served[rank] > WARM_SECONDS}
+            samples.append((time.monotonic() - begin, memory(self.server.process.pid), warm))
             if time.monotonic() > next_kill and ranks:
                 try:
                     os.kill(r.choice(list(ranks)), r.choice([signal.SIGKILL, signal.SIGSTOP]))
@@ -131,6 +137,9 @@ class Soak:
             if t.is_alive():
                 self.errors.append("a client still waits for its answer")
         return samples
+
+
+WARM_SECONDS = 2
 
 
 def growth(values):
@@ -171,9 +180,11 @@ def main():
             for rank, m in ranks.items():
                 by_rank.setdefault(rank, []).append(m)
         workers = max([growth(values) for values in by_rank.values()] or [0.0])
+        longest = max([len(values) for values in by_rank.values()] or [0]) / 2
         print(f"{options.seconds:.0f} s, {options.clients} clients, {soak.kills} kills: {soak.counts}")
         print(f"coordinator: {samples[0][1]:.1f} to {samples[-1][1]:.1f} MiB, grown by {coordinator:.1f} MiB in its second "
-              f"half; {fds} descriptors, {more} more in the end; ranks grew by {workers:.1f} MiB at most")
+              f"half; {fds} descriptors, {more} more in the end; {len(by_rank)} ranks (of at most "
+              f"{longest:.0f} s) grew by {workers:.1f} MiB at most")
         assert status.kv_full_blocks_used == 0 and status.kv_window_blocks_used == 0, status
         assert more <= 2, more
         assert coordinator < 4, coordinator
