@@ -73,6 +73,7 @@ struct host_stage {
     struct kernels_stage base;
     const struct host_table *table;
     uint32_t threads;
+    bool fast;
     uint64_t kv_bytes, activation_bytes;
     unsigned char *kv_memory, *memory; /* the two maps */
 

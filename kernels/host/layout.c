@@ -109,7 +109,7 @@ static void lay_out_activations(struct arena *a, struct host_stage *stage)
     stage->unit = TAKE(a, float, pairs, host_padded(m->expert_ffn));
     stage->part = TAKE(a, float, pairs, m->hidden);
     stage->pairs = TAKE(a, uint32_t, pairs, 1);
-    stage->begin = TAKE(a, uint32_t, (uint64_t)m->experts + 1, 1);
+    stage->begin = TAKE(a, uint32_t, 2 * (uint64_t)m->experts + 1, 1);
     stage->sequences = TAKE(a, struct host_sequence, o->step_rows, 1);
     stage->tiles = TAKE(a, struct host_tile, tokens, 1);
     if (o->head_count)
@@ -120,6 +120,12 @@ static void lay_out_activations(struct arena *a, struct host_stage *stage)
     stage->context.scratch_bytes =
         stage->table->scratch_bytes(columns, m->heads / m->kv_heads, m->head_dim);
     stage->context.scratch = TAKE(a, unsigned char, stage->threads, stage->context.scratch_bytes);
+    if (!stage->fast)
+        return;
+    uint64_t rows = tokens > HOST_HEAD_ROWS ? tokens : HOST_HEAD_ROWS;
+    stage->context.quantised = TAKE(a, unsigned char, rows, stage->table->quantised_bytes(columns));
+    stage->context.quantised_units =
+        TAKE(a, unsigned char, pairs, stage->table->quantised_bytes(m->expert_ffn));
 }
 
 static void lay_out_tables(struct arena *a, struct host_stage *stage)
@@ -224,6 +230,7 @@ void host_stage_prepare(struct host_stage *stage, const struct host_device *devi
             },
         .table = device->table,
         .threads = device->threads,
+        .fast = device->fast,
         .head = *model->output,
     };
     stage->base.cut = stage->base.samples && options->n_head_parts;

@@ -186,6 +186,7 @@ static void run_experts(struct host_stage *stage, const struct kernels_step *ste
         .part = stage->part,
         .pairs = stage->pairs,
         .begin = stage->begin,
+        .used = stage->begin + m->experts + 1,
     };
     stage->table->moe(c, &moe);
 }
