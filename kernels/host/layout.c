@@ -109,6 +109,7 @@ static void lay_out_activations(struct arena *a, struct host_stage *stage)
     stage->unit = TAKE(a, float, pairs, host_padded(m->expert_ffn));
     stage->part = TAKE(a, float, pairs, m->hidden);
     stage->pairs = TAKE(a, uint32_t, pairs, 1);
+    stage->packed = take(a, o->layer_count, HOST_PACKED, sizeof *stage->packed[0]);
     stage->begin = TAKE(a, uint32_t, 2 * (uint64_t)m->experts + 1, 1);
     stage->sequences = TAKE(a, struct host_sequence, o->step_rows, 1);
     stage->tiles = TAKE(a, struct host_tile, tokens, 1);
@@ -145,6 +146,23 @@ static void lay_out_tables(struct arena *a, struct host_stage *stage)
     stage->steps.entries = take(a, stage->steps.size, 1, sizeof *stage->steps.entries);
 }
 
+static void add_bytes(void *arg, const struct gguf_tensor *tensor)
+{
+    ((struct host_stage *)arg)->weights_bytes += tensor->bytes;
+}
+
+static void add_packed(void *arg, const struct gguf_tensor *tensor, uint32_t layer, size_t slot)
+{
+    struct host_stage *stage = arg;
+    uint64_t bytes = host_packed_bytes(stage, tensor);
+    bool tied = layer == stage->base.options.layer_count && stage->base.embeds &&
+                stage->base.model->output == stage->base.model->embedding;
+    (void)slot;
+    if (bytes)
+        stage->weights_bytes += bytes - (tied ? 0 : tensor->bytes); /* tied: beside the embedding */
+    stage->packed_bytes += bytes;
+}
+
 int host_layout(struct host_stage *stage)
 {
     const struct kernels_stage_options *o = &stage->base.options;
@@ -165,6 +183,9 @@ int host_layout(struct host_stage *stage)
     if (__builtin_mul_overflow(block_bytes, o->block_tokens * host_kv_element_bytes(o->kv_type),
                                &block_bytes))
         return -1;
+    stage->weights_bytes = stage->packed_bytes = 0;
+    host_layout_weights(stage, add_bytes, stage);
+    host_repack_each(stage, add_packed, stage);
     stage->kv = TAKE(&arena, struct host_kv, o->layer_count, 1);
     stage->activation_bytes = arena.used;
     stage->kv_bytes = 0;

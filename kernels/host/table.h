@@ -21,6 +21,8 @@ static inline uint32_t host_padded(uint32_t n)
     return (n + HOST_LANES - 1) / HOST_LANES * HOST_LANES;
 }
 
+#define HOST_PACK_ROWS 16 /* of a panel of packed weights */
+
 struct pool; /* cpu/pool.h */
 
 /* What an operation works with beside its arguments. */
