@@ -201,6 +201,9 @@ static uint64_t activation_bytes(const struct gguf_model *model, const struct pl
     uint64_t widest = hidden > q ? hidden : q;
     if (model->expert_ffn > widest)
         widest = model->expert_ffn;
+    /* Where products take int8 activations, these: 48 bytes for 32 columns. */
+    token = stage_add(token, (widest + model->active * (uint64_t)model->expert_ffn) / 8 * 3 +
+                                 (1 + model->active) * PADDING);
     uint64_t thread = stage_add(stage_multiply(widest, 4 * PANEL_ROWS), THREAD_BYTES);
     uint64_t scratch = stage_multiply(plan->step_tokens, stage_multiply(token, 4));
     if (stage->head_count > 0) {

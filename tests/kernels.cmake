@@ -6,9 +6,14 @@ gptoss_test(golden gptoss_kernels PkgConfig::jansson)
 set_tests_properties(kernels kernels_stage golden PROPERTIES TIMEOUT 240)
 
 # Those without SIMD take seconds to minutes.
-add_test(NAME golden_slow COMMAND test_golden cpu:plain reference
+add_test(NAME golden_slow COMMAND test_golden cpu:plain fast:avx2 fast:plain reference
   WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
 set_tests_properties(golden_slow PROPERTIES TIMEOUT 1800 LABELS long)
+
+# Not a test: times whole steps of a stage (tests/cpu_speed.c says how it is called).
+add_executable(cpu_speed cpu_speed.c)
+target_link_libraries(cpu_speed PRIVATE gptoss_kernels gptoss_flags)
+set_target_properties(cpu_speed PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/tests)
 
 if(GPTOSS_HAVE_CUDA)
   gptoss_test(cuda gptoss_kernels)

@@ -13,6 +13,7 @@ static struct kernels *reference;
 static struct {
     const char *isa;
     struct kernels *one, *three;
+    struct kernels *fast_one, *fast_three; /* products with int8 activations */
 } backends[3];
 static size_t n_backends;
 
@@ -33,6 +34,12 @@ static int open_backends(void **state)
         options.threads = 3;
         if (kernels_create(&backends[n_backends].three, &options, err, sizeof err))
             return -1;
+        options.fast = true;
+        if (kernels_create(&backends[n_backends].fast_three, &options, err, sizeof err))
+            return -1;
+        options.threads = 1;
+        if (kernels_create(&backends[n_backends].fast_one, &options, err, sizeof err))
+            return -1;
         backends[n_backends++].isa = isas[i];
     }
     return 0;
@@ -45,6 +52,8 @@ static int close_backends(void **state)
     for (size_t i = 0; i < n_backends; i++) {
         kernels_destroy(backends[i].one);
         kernels_destroy(backends[i].three);
+        kernels_destroy(backends[i].fast_one);
+        kernels_destroy(backends[i].fast_three);
     }
     return 0;
 }
@@ -246,6 +255,96 @@ static void multiplies_small_integers_exactly(void **state)
         free(x);
         free(want);
         free(got);
+    }
+}
+
+/* ── int8 activations ──────────────────────────────────────────────────────────────────────── */
+
+/* What the rule makes of a row: blocks of 32, the largest is 127. */
+static void round_row(const float *x, uint32_t columns, float *rounded)
+{
+    for (uint32_t b = 0; b < columns; b += 32) {
+        float most = 0;
+        for (uint32_t i = b; i < b + 32; i++)
+            most = fmaxf(most, fabsf(x[i]));
+        float scale = most / 127.0f, inverse = most > 0 ? 127.0f / most : 0;
+        for (uint32_t i = b; i < b + 32; i++)
+            rounded[i] = scale * rintf(x[i] * inverse);
+    }
+}
+
+static bool is_integer_type(enum gguf_type type)
+{
+    return type != GGUF_F32 && type != GGUF_F16 && type != GGUF_BF16 && type != GGUF_Q2_K &&
+           type != GGUF_Q3_K;
+}
+
+static void multiplies_with_int8_activations(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t rows, columns, n;
+        bool add;
+    } shapes[] = {{1, 256, 1, false},  {16, 256, 7, true},    {33, 768, 2, false},
+                  {47, 512, 48, true}, {130, 256, 49, false}, {18, 1024, 200, false}};
+    static const enum gguf_type types[] = {GGUF_MXFP4, GGUF_Q8_0, GGUF_Q4_0, GGUF_Q4_1, GGUF_Q5_0,
+                                           GGUF_Q5_1,  GGUF_Q4_K, GGUF_Q5_K, GGUF_Q6_K, GGUF_Q2_K,
+                                           GGUF_Q3_K,  GGUF_BF16, GGUF_F32};
+    uint64_t seed = 31;
+    for (size_t i = 0; i < CASES(types) * CASES(shapes); i++) {
+        enum gguf_type type = types[i / CASES(shapes)];
+        uint32_t rows = shapes[i % CASES(shapes)].rows, n = shapes[i % CASES(shapes)].n;
+        uint32_t columns = shapes[i % CASES(shapes)].columns;
+        uint64_t n_x = (uint64_t)n * columns, n_y = (uint64_t)n * rows;
+        char what[96];
+        void *weight = random_weights(&seed, type, rows, columns);
+        float *x = random_floats(&seed, n_x, 3), *rounded = floats(n_x);
+        for (uint32_t j = 0; j < 32; j++) /* a block of zeros, and one that is tiny */
+            x[j] = n > 1 ? 0 : x[j] * 1e-36f;
+        for (uint32_t t = 0; t < n && is_integer_type(type); t++)
+            round_row(x + (uint64_t)t * columns, columns, rounded + (uint64_t)t * columns);
+        float *bias = random_floats(&seed, rows, 1), *begin = random_floats(&seed, n_y, 1);
+        float *want = floats(n_y), *got = floats(n_y), *again = floats(n_y), *first = floats(n_y);
+        struct kernels_op_linear op = {.type = type,
+                                       .weight = weight,
+                                       .bias = bias,
+                                       .rows = rows,
+                                       .columns = columns,
+                                       .n = n,
+                                       .x = is_integer_type(type) ? rounded : x,
+                                       .y = want,
+                                       .add = shapes[i % CASES(shapes)].add};
+        memcpy(want, begin, n_y * sizeof *want);
+        assert_int_equal(kernels_op_linear(reference, &op, NULL), 0);
+        for (size_t b = 0; b < n_backends; b++) {
+            snprintf(what, sizeof what, "int8 linear %s %s %ux%u by %u rows", backends[b].isa,
+                     gguf_type_name(type), rows, columns, n);
+            op.x = x;
+            op.n = n;
+            op.y = got;
+            memcpy(got, begin, n_y * sizeof *got);
+            assert_int_equal(kernels_op_linear(backends[b].fast_one, &op, NULL), 0);
+            test_close(what, got, want, n_y, 4e-6 * sqrt((double)columns));
+            op.y = again;
+            memcpy(again, begin, n_y * sizeof *again);
+            assert_int_equal(kernels_op_linear(backends[b].fast_three, &op, NULL), 0);
+            assert_same_bits(what, got, again, n_y);
+            for (uint32_t t = 0; t < n; t += n / 5 + 1) {
+                uint32_t some = t == 0 && n > 3 ? 3 : 1;
+                op.n = some;
+                op.x = x + (uint64_t)t * columns;
+                memcpy(again, begin + (uint64_t)t * rows, some * rows * sizeof *again);
+                assert_int_equal(kernels_op_linear(backends[b].fast_one, &op, NULL), 0);
+                assert_same_bits(what, again, got + (uint64_t)t * rows, some * rows);
+            }
+            if (b == 0)
+                memcpy(first, got, n_y * sizeof *got);
+            else if (strcmp(backends[b].isa, "plain"))
+                assert_same_bits(what, got, first, n_y);
+        }
+        void *all[] = {weight, x, rounded, bias, begin, want, got, again, first};
+        for (size_t j = 0; j < CASES(all); j++)
+            free(all[j]);
     }
 }
 
@@ -535,6 +634,7 @@ int main(void)
         cmocka_unit_test(normalises_rows),
         cmocka_unit_test(multiplies_matrices_of_every_type),
         cmocka_unit_test(multiplies_small_integers_exactly),
+        cmocka_unit_test(multiplies_with_int8_activations),
         cmocka_unit_test(attends),
         cmocka_unit_test(gives_the_sink_its_share),
         cmocka_unit_test(mixes_experts),

@@ -221,6 +221,13 @@ static struct chain *whole(const struct gguf_model *model, const char *device, c
     return chain_create(model, &k, 1, &model->n_layers, options);
 }
 
+static struct chain *fast_whole(const struct gguf_model *model, uint32_t threads, bool in_place)
+{
+    const struct kernels_options k = {.device = "cpu", .threads = threads, .fast = true};
+    return chain_create(model, &k, 1, &model->n_layers,
+                        (struct kernels_stage_options){.keep_logits = true, .in_place = in_place});
+}
+
 static bool have_isa(const char *isa)
 {
     char err[128];
@@ -293,6 +300,35 @@ static void gives_the_same_bits_however_it_is_cut(void **state)
             free(got);
             chain_destroy(c);
         }
+        free(want);
+    }
+}
+
+static void gives_the_same_bits_from_repacked_weights(void **state)
+{
+    (void)state;
+    for (int m = 0; m < N_MODELS; m++) {
+        const struct gguf_model *model = models[m];
+        int32_t tokens[TEXT];
+        make_text(model, 11, tokens);
+        struct chain *c = fast_whole(model, 1, true);
+        float *want = run_text(c, 0, tokens, TEXT, TEXT);
+        chain_destroy(c);
+        const uint32_t chunks[] = {1, 7, 64};
+        c = fast_whole(model, 3, false);
+        for (int i = 0; i < 3; i++) {
+            float *got = run_text(c, 1, tokens, TEXT, chunks[i]);
+            assert_same_logits("repacked", model, got, want, TEXT);
+            free(got);
+        }
+        chain_destroy(c);
+        const uint32_t ends[2] = {1, model->n_layers};
+        const struct kernels_options k = {.device = "cpu", .fast = true};
+        c = chain_create(model, &k, 2, ends, (struct kernels_stage_options){.keep_logits = true});
+        float *got = run_text(c, 0, tokens, TEXT, 50);
+        assert_same_logits("repacked on two stages", model, got, want, TEXT);
+        free(got);
+        chain_destroy(c);
         free(want);
     }
 }
@@ -848,6 +884,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(agrees_with_the_reference),
         cmocka_unit_test(gives_the_same_bits_however_it_is_cut),
+        cmocka_unit_test(gives_the_same_bits_from_repacked_weights),
         cmocka_unit_test(gives_the_same_bits_from_a_cut_head),
         cmocka_unit_test(refuses_heads_that_cannot_be_cut_so),
         cmocka_unit_test(gives_the_same_bits_with_any_kv_blocks),

@@ -32,6 +32,21 @@ static uint64_t multiply(void)
     return (uint64_t)SUMS * ROUNDS * 16 + (sum < 0); /* never: the sums are wanted */
 }
 
+static void pack(const struct host_matrix *m, uint32_t first, uint32_t count, unsigned char *to)
+{
+    for (uint32_t done = 0; done < count; done += PACK_ROWS) {
+        uint32_t left = count - done;
+        pack_panel(m->type, m->data + (uint64_t)(first + done) * m->row_bytes, m->row_bytes,
+                   left < PACK_ROWS ? left : PACK_ROWS, m->columns, to);
+        to += pack_panel_bytes(m->type, m->columns);
+    }
+}
+
+static uint64_t quantised_bytes(uint32_t columns)
+{
+    return quantised_stride(columns);
+}
+
 #define TEXT2(x) #x
 #define TEXT(x)  TEXT2(x)
 
@@ -46,4 +61,7 @@ const struct host_table CPU_NAME(table) = {
     .moe = op_moe,
     .multiply = multiply,
     .run = run,
+    .packed_bytes = pack_bytes,
+    .pack = pack,
+    .quantised_bytes = quantised_bytes,
 };

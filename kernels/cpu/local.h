@@ -3,6 +3,7 @@
 #define GPTOSS_KERNELS_CPU_LOCAL_H
 
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/dot.h"
 #include "kernels/cpu/simd.h"
 
 /* Rows of a matrix that a task multiplies: unpacked to floats they stay in the second level cache
@@ -47,6 +48,57 @@ void panel_multiply(const struct panel *panel, const struct rows *x, uint32_t fr
 static inline uint64_t panel_floats(uint32_t columns)
 {
     return (uint64_t)PANEL_ROWS * host_padded(columns);
+}
+
+/* Products with int8 activations: PANEL_ROWS is PACK_ROWS. AVX-512 came before its VNNI. */
+static inline const struct cpu_dot *dot_of(void)
+{
+#if defined(CPU_ISA_AVX512)
+    return __builtin_cpu_supports("avx512vnni") ? &cpu_dot_avx512 : &cpu_dot_avx2;
+#elif defined(CPU_ISA_AVX2)
+    return &cpu_dot_avx2;
+#else
+    return &cpu_dot_plain;
+#endif
+}
+
+/* Panels of a task, so many that each thread has a few tasks. */
+#define GROUP_PANELS 4
+static inline uint32_t group_of(const struct host_context *c, uint32_t panels)
+{
+    uint32_t group = panels / (8 * pool_threads(c->pool));
+    return group < 1 ? 1 : group < GROUP_PANELS ? group : GROUP_PANELS;
+}
+
+/* Floats that hold a panel of any type packed (Q6_K has 20 bytes for each column). */
+static inline uint64_t panel_bytes_floats(uint32_t columns)
+{
+    return ((uint64_t)columns * 20 + 63) / 64 * 16;
+}
+
+/* A product with int8 activations takes as long as so many fewer floats. */
+#define FAST_AS 3
+
+static inline bool is_fast(const struct host_context *c, const struct host_matrix *m)
+{
+    return c->quantised && pack_has(m->type);
+}
+
+/* matmul.c. Makes n rows of x int8. */
+#define rows_quantise CPU_NAME(rows_quantise)
+void rows_quantise(const struct host_context *c, const float *x, uint64_t x_stride, uint32_t n,
+                   uint32_t columns, unsigned char *to);
+
+/* Panel `index` of a matrix; `scratch` of pack_panel_bytes() is used where it is not packed. */
+static inline const unsigned char *packed_panel(const struct host_matrix *m, uint32_t index,
+                                                unsigned char *scratch)
+{
+    uint32_t first = index * PANEL_ROWS, left = m->rows - first;
+    if (m->packed)
+        return m->packed + index * pack_panel_bytes(m->type, m->columns);
+    pack_panel(m->type, m->data + (uint64_t)first * m->row_bytes, m->row_bytes,
+               left < PANEL_ROWS ? left : PANEL_ROWS, m->columns, scratch);
+    return scratch;
 }
 
 static inline uint32_t panels_of(const struct host_matrix *m)

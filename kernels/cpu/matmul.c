@@ -229,6 +229,36 @@ void panel_multiply(const struct panel *p, const struct rows *x, uint32_t from, 
     }
 }
 
+/* ── products with int8 activations ────────────────────────────────────────────────────────── */
+
+struct quantising {
+    const float *x;
+    uint64_t x_stride;
+    uint32_t n, columns;
+    unsigned char *to;
+};
+
+#define QUANTISE_ROWS 4 /* of a task */
+
+static void quantise_task(void *arg, uint32_t task, uint32_t thread)
+{
+    (void)thread;
+    const struct quantising *q = arg;
+    uint32_t begin = task * QUANTISE_ROWS;
+    uint32_t end = q->n - begin > QUANTISE_ROWS ? begin + QUANTISE_ROWS : q->n;
+    for (uint32_t t = begin; t < end; t++)
+        dot_of()->quantise(q->x + t * q->x_stride, q->columns,
+                           q->to + t * quantised_stride(q->columns));
+}
+
+void rows_quantise(const struct host_context *c, const float *x, uint64_t x_stride, uint32_t n,
+                   uint32_t columns, unsigned char *to)
+{
+    struct quantising q = {x, x_stride, n, columns, to};
+    pool_run(cpu_pool_for(c, 2.0 * n * columns), (n + QUANTISE_ROWS - 1) / QUANTISE_ROWS,
+             quantise_task, &q);
+}
+
 /* ── the operation ─────────────────────────────────────────────────────────────────────────── */
 
 struct linear {
@@ -236,7 +266,59 @@ struct linear {
     const struct host_product *products;
     struct rows x;
     uint32_t n, split; /* rows of x of a task */
+    uint32_t group;    /* panels of a task */
 };
+
+static void put_rows(const struct host_product *p, uint32_t first, uint32_t count, uint32_t t,
+                     uint32_t n, const float *out)
+{
+    const float *bias = p->matrix.bias ? p->matrix.bias + first : NULL;
+    for (uint32_t i = 0; i < n; i++) {
+        float *y = p->y + (t + i) * p->stride + first;
+        for (uint32_t o = 0; o < count; o++) {
+            float sum = out[i * PANEL_ROWS + o] + (bias ? bias[o] : 0.0f);
+            y[o] = p->add ? y[o] + sum : sum;
+        }
+    }
+}
+
+static void multiply_floats(const struct linear *l, const struct host_product *p, uint32_t index,
+                            uint32_t begin, uint32_t end, float *scratch)
+{
+    float *out = scratch + panel_floats(p->matrix.columns);
+    struct panel panel;
+    panel_open(&panel, &p->matrix, index * PANEL_ROWS, l->n, scratch);
+    for (uint32_t t = begin; t < end; t += CHUNK_ROWS_X) {
+        uint32_t n = end - t < CHUNK_ROWS_X ? end - t : CHUNK_ROWS_X;
+        panel_multiply(&panel, &l->x, t, n, out);
+        put_rows(p, panel.first, panel.count, t, n, out);
+    }
+}
+
+/* A few panels at a time, so that rows of x are read from near. */
+static void multiply_bytes(const struct linear *l, const struct host_product *p, uint32_t index,
+                           uint32_t count, uint32_t begin, uint32_t end, float *scratch)
+{
+    const struct host_matrix *m = &p->matrix;
+    const struct quantised x = {l->c->quantised, quantised_stride(m->columns), NULL, 1};
+    const unsigned char *panels[GROUP_PANELS];
+    float *out = scratch + GROUP_PANELS * panel_bytes_floats(m->columns);
+    for (uint32_t i = 0; i < count; i++)
+        panels[i] = packed_panel(m, index + i,
+                                 (unsigned char *)(scratch + i * panel_bytes_floats(m->columns)));
+    for (uint32_t t = begin; t < end; t += CHUNK_ROWS_X)
+        for (uint32_t i = 0; i < count; i++) {
+            uint32_t n = end - t < CHUNK_ROWS_X ? end - t : CHUNK_ROWS_X;
+            uint32_t first = (index + i) * PANEL_ROWS, left = m->rows - first;
+            dot_of()->multiply(m->type, panels[i], m->columns, &x, t, n, out);
+            put_rows(p, first, left < PANEL_ROWS ? left : PANEL_ROWS, t, n, out);
+        }
+}
+
+static uint32_t tasks_of(const struct linear *l, const struct host_matrix *m)
+{
+    return (panels_of(m) + l->group - 1) / l->group;
+}
 
 static void linear_task(void *arg, uint32_t task, uint32_t thread)
 {
@@ -245,40 +327,40 @@ static void linear_task(void *arg, uint32_t task, uint32_t thread)
     uint32_t index = task / n_splits, begin = task % n_splits * l->split;
     uint32_t end = l->n - begin > l->split ? begin + l->split : l->n;
     const struct host_product *p = l->products;
-    while (index >= panels_of(&p->matrix))
-        index -= panels_of(&p++->matrix);
+    while (index >= tasks_of(l, &p->matrix))
+        index -= tasks_of(l, &p++->matrix);
 
     float *scratch = (float *)(void *)(l->c->scratch + thread * l->c->scratch_bytes);
-    float *out = scratch + panel_floats(p->matrix.columns);
-    struct panel panel;
-    panel_open(&panel, &p->matrix, index * PANEL_ROWS, l->n, scratch);
-    const float *bias = p->matrix.bias ? p->matrix.bias + panel.first : NULL;
-    for (uint32_t t = begin; t < end; t += CHUNK_ROWS_X) {
-        uint32_t n = end - t < CHUNK_ROWS_X ? end - t : CHUNK_ROWS_X;
-        panel_multiply(&panel, &l->x, t, n, out);
-        for (uint32_t i = 0; i < n; i++) {
-            float *y = p->y + (t + i) * p->stride + panel.first;
-            for (uint32_t o = 0; o < panel.count; o++) {
-                float sum = out[i * PANEL_ROWS + o] + (bias ? bias[o] : 0.0f);
-                y[o] = p->add ? y[o] + sum : sum;
-            }
-        }
-    }
+    uint32_t first = index * l->group, left = panels_of(&p->matrix) - first;
+    uint32_t count = left < l->group ? left : l->group;
+    if (is_fast(l->c, &p->matrix))
+        multiply_bytes(l, p, first, count, begin, end, scratch);
+    else
+        for (uint32_t i = 0; i < count; i++)
+            multiply_floats(l, p, first + i, begin, end, scratch);
 }
 
 void op_linear(const struct host_context *c, const struct host_product *products,
                uint32_t n_products, const float *x, uint64_t x_stride, uint32_t n)
 {
     struct linear l = {.c = c, .products = products, .x = {x, x_stride, NULL, 1}, .n = n};
-    uint32_t panels = 0;
+    uint32_t panels = 0, tasks = 0;
     double work = 0;
+    bool quantise = false;
     for (uint32_t i = 0; i < n_products; i++) {
         panels += panels_of(&products[i].matrix);
         work += (double)products[i].matrix.rows * products[i].matrix.columns * n;
+        quantise = quantise || is_fast(c, &products[i].matrix);
     }
+    if (quantise)
+        rows_quantise(c, x, x_stride, n, products[0].matrix.columns, c->quantised);
     /* A matrix of few panels (the router) is cut along x too, so that all threads have work. */
     l.split = n;
     if (panels < 4 * pool_threads(c->pool) && n > 2 * CHUNK_ROWS_X)
         l.split = CHUNK_ROWS_X;
-    pool_run(cpu_pool_for(c, work), panels * ((n + l.split - 1) / l.split), linear_task, &l);
+    l.group = group_of(c, panels);
+    for (uint32_t i = 0; i < n_products; i++)
+        tasks += tasks_of(&l, &products[i].matrix);
+    pool_run(cpu_pool_for(c, quantise ? work / FAST_AS : work),
+             tasks * ((n + l.split - 1) / l.split), linear_task, &l);
 }

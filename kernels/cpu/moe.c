@@ -10,6 +10,7 @@
 struct moe {
     const struct host_context *c;
     const struct host_moe *m;
+    uint32_t n_used; /* experts */
 };
 
 uint64_t CPU_NAME(moe_scratch)(uint32_t columns)
@@ -22,6 +23,8 @@ static struct host_matrix expert(const struct host_matrix *m, uint32_t e)
     struct host_matrix one = *m;
     one.data += (uint64_t)e * m->rows * m->row_bytes;
     one.bias += (uint64_t)e * m->rows;
+    if (one.packed)
+        one.packed += e * pack_bytes(m->type, m->rows, m->columns);
     return one;
 }
 
@@ -35,36 +38,84 @@ INLINE v16 swiglu(v16 a, v16 b, float alpha, float limit)
     return v_mul(v_div(a, v_add(one, e)), v_add(b, one));
 }
 
-/* Task: some columns of u for all pairs of one expert. */
+/* A task: some panels of a matrix, for all pairs of one expert. */
+struct part {
+    uint32_t e, n_pairs, first, count;
+    const uint32_t *pairs;
+};
+
+static struct part part_of(const struct moe *moe, const struct host_matrix *matrix, uint32_t task)
+{
+    const struct host_moe *m = moe->m;
+    uint32_t group = group_of(moe->c, moe->n_used * panels_of(matrix));
+    uint32_t parts = (panels_of(matrix) + group - 1) / group, e = m->used[task / parts];
+    uint32_t first = task % parts * group, left = panels_of(matrix) - first;
+    return (struct part){e, m->begin[e + 1] - m->begin[e], first, left < group ? left : group,
+                         m->pairs + m->begin[e]};
+}
+
+static uint32_t parts_of(const struct moe *moe, const struct host_matrix *matrix)
+{
+    uint32_t group = group_of(moe->c, moe->n_used * panels_of(matrix));
+    return moe->n_used * ((panels_of(matrix) + group - 1) / group);
+}
+
+static void put_units(const struct host_moe *m, const float *a, const float *b,
+                      const float *gate_bias, const float *up_bias, uint32_t first, uint32_t count,
+                      const uint32_t *pairs, uint32_t n)
+{
+    v16 of_gate = v_load_part(gate_bias, count), of_up = v_load_part(up_bias, count);
+    uint64_t stride = host_padded(m->gate.rows);
+    for (uint32_t i = 0; i < n; i++) {
+        v16 u = swiglu(v_add(v_load(a + i * PANEL_ROWS), of_gate),
+                       v_add(v_load(b + i * PANEL_ROWS), of_up), m->alpha, m->limit);
+        v_store_part(m->unit + pairs[i] * stride + first, count, u);
+    }
+}
+
+static uint32_t rows_in(const struct host_matrix *m, uint32_t first)
+{
+    return m->rows - first < PANEL_ROWS ? m->rows - first : PANEL_ROWS;
+}
+
 static void unit_task(void *arg, uint32_t task, uint32_t thread)
 {
     const struct moe *moe = arg;
     const struct host_moe *m = moe->m;
-    uint32_t panels = panels_of(&m->gate), e = task / panels;
-    uint32_t n_pairs = m->begin[e + 1] - m->begin[e], first = task % panels * PANEL_ROWS;
-    const uint32_t *pairs = m->pairs + m->begin[e];
-    if (!n_pairs)
-        return;
+    struct part p = part_of(moe, &m->gate, task);
     float *scratch = (float *)(void *)(moe->c->scratch + thread * moe->c->scratch_bytes);
-    float *a = scratch + 2 * panel_floats(m->gate.columns);
+    struct host_matrix gate = expert(&m->gate, p.e), up = expert(&m->up, p.e);
+    bool fast_gate = is_fast(moe->c, &gate), fast_up = is_fast(moe->c, &up);
+    const struct rows x = {m->h, m->h_stride, p.pairs, m->active};
+    const struct quantised q = {moe->c->quantised, quantised_stride(gate.columns), p.pairs,
+                                m->active};
+    float *second = scratch + panel_floats(m->gate.columns);
+    float *a = second + panel_floats(m->gate.columns);
     float *b = a + (uint64_t)CHUNK_ROWS_X * PANEL_ROWS;
-    struct host_matrix gate = expert(&m->gate, e), up = expert(&m->up, e);
-    struct panel gate_panel, up_panel;
-    panel_open(&gate_panel, &gate, first, n_pairs, scratch);
-    panel_open(&up_panel, &up, first, n_pairs, scratch + panel_floats(m->gate.columns));
-    uint32_t count = gate_panel.count;
-    v16 gate_bias = v_load_part(gate.bias + first, count);
-    v16 up_bias = v_load_part(up.bias + first, count);
-    const struct rows x = {m->h, m->h_stride, pairs, m->active};
-    uint64_t stride = host_padded(m->gate.rows);
-    for (uint32_t done = 0; done < n_pairs; done += CHUNK_ROWS_X) {
-        uint32_t n = n_pairs - done < CHUNK_ROWS_X ? n_pairs - done : CHUNK_ROWS_X;
-        panel_multiply(&gate_panel, &x, done, n, a);
-        panel_multiply(&up_panel, &x, done, n, b);
-        for (uint32_t i = 0; i < n; i++) {
-            v16 u = swiglu(v_add(v_load(a + i * PANEL_ROWS), gate_bias),
-                           v_add(v_load(b + i * PANEL_ROWS), up_bias), m->alpha, m->limit);
-            v_store_part(m->unit + pairs[done + i] * stride + first, count, u);
+    for (uint32_t i = p.first; i < p.first + p.count; i++) {
+        uint32_t first = i * PANEL_ROWS;
+        struct panel gate_panel, up_panel;
+        const unsigned char *gate_bytes = NULL, *up_bytes = NULL;
+        if (fast_gate)
+            gate_bytes = packed_panel(&gate, i, (unsigned char *)scratch);
+        else
+            panel_open(&gate_panel, &gate, first, p.n_pairs, scratch);
+        if (fast_up)
+            up_bytes = packed_panel(&up, i, (unsigned char *)second);
+        else
+            panel_open(&up_panel, &up, first, p.n_pairs, second);
+        for (uint32_t done = 0; done < p.n_pairs; done += CHUNK_ROWS_X) {
+            uint32_t n = p.n_pairs - done < CHUNK_ROWS_X ? p.n_pairs - done : CHUNK_ROWS_X;
+            if (fast_gate)
+                dot_of()->multiply(gate.type, gate_bytes, gate.columns, &q, done, n, a);
+            else
+                panel_multiply(&gate_panel, &x, done, n, a);
+            if (fast_up)
+                dot_of()->multiply(up.type, up_bytes, up.columns, &q, done, n, b);
+            else
+                panel_multiply(&up_panel, &x, done, n, b);
+            put_units(m, a, b, gate.bias + first, up.bias + first, first, rows_in(&gate, first),
+                      p.pairs + done, n);
         }
     }
 }
@@ -73,24 +124,33 @@ static void down_task(void *arg, uint32_t task, uint32_t thread)
 {
     const struct moe *moe = arg;
     const struct host_moe *m = moe->m;
-    uint32_t panels = panels_of(&m->down), e = task / panels;
-    uint32_t n_pairs = m->begin[e + 1] - m->begin[e], first = task % panels * PANEL_ROWS;
-    const uint32_t *pairs = m->pairs + m->begin[e];
-    if (!n_pairs)
-        return;
+    struct part p = part_of(moe, &m->down, task);
     float *scratch = (float *)(void *)(moe->c->scratch + thread * moe->c->scratch_bytes);
     float *out = scratch + panel_floats(m->down.columns);
-    struct host_matrix down = expert(&m->down, e);
-    struct panel panel;
-    panel_open(&panel, &down, first, n_pairs, scratch);
-    v16 bias = v_load_part(down.bias + first, panel.count);
-    const struct rows x = {m->unit, host_padded(m->gate.rows), pairs, 1};
-    for (uint32_t done = 0; done < n_pairs; done += CHUNK_ROWS_X) {
-        uint32_t n = n_pairs - done < CHUNK_ROWS_X ? n_pairs - done : CHUNK_ROWS_X;
-        panel_multiply(&panel, &x, done, n, out);
-        for (uint32_t i = 0; i < n; i++)
-            v_store_part(m->part + (uint64_t)pairs[done + i] * m->down.rows + first, panel.count,
-                         v_add(v_load(out + i * PANEL_ROWS), bias));
+    struct host_matrix down = expert(&m->down, p.e);
+    bool fast = is_fast(moe->c, &down);
+    const struct rows x = {m->unit, host_padded(m->gate.rows), p.pairs, 1};
+    const struct quantised q = {moe->c->quantised_units, quantised_stride(down.columns), p.pairs,
+                                1};
+    for (uint32_t i = p.first; i < p.first + p.count; i++) {
+        uint32_t first = i * PANEL_ROWS, count = rows_in(&down, first);
+        v16 bias = v_load_part(down.bias + first, count);
+        struct panel panel;
+        const unsigned char *bytes = NULL;
+        if (fast)
+            bytes = packed_panel(&down, i, (unsigned char *)scratch);
+        else
+            panel_open(&panel, &down, first, p.n_pairs, scratch);
+        for (uint32_t done = 0; done < p.n_pairs; done += CHUNK_ROWS_X) {
+            uint32_t n = p.n_pairs - done < CHUNK_ROWS_X ? p.n_pairs - done : CHUNK_ROWS_X;
+            if (fast)
+                dot_of()->multiply(down.type, bytes, down.columns, &q, done, n, out);
+            else
+                panel_multiply(&panel, &x, done, n, out);
+            for (uint32_t j = 0; j < n; j++)
+                v_store_part(m->part + (uint64_t)p.pairs[done + j] * m->down.rows + first, count,
+                             v_add(v_load(out + j * PANEL_ROWS), bias));
+        }
     }
 }
 
@@ -119,11 +179,16 @@ static void add_task(void *arg, uint32_t task, uint32_t thread)
 
 void op_moe(const struct host_context *c, const struct host_moe *m)
 {
-    struct moe moe = {c, m};
-    double work = (double)m->n * m->active * m->gate.rows * m->gate.columns;
-    host_moe_sort(m);
-    pool_run(cpu_pool_for(c, 2 * work), m->experts * panels_of(&m->gate), unit_task, &moe);
-    pool_run(cpu_pool_for(c, work), m->experts * panels_of(&m->down), down_task, &moe);
+    struct moe moe = {c, m, host_moe_sort(m)};
+    bool fast = is_fast(c, &m->gate) || is_fast(c, &m->up);
+    double work = (double)m->n * m->active * m->gate.rows * m->gate.columns / (fast ? FAST_AS : 1);
+    if (fast)
+        rows_quantise(c, m->h, m->h_stride, m->n, m->gate.columns, c->quantised);
+    pool_run(cpu_pool_for(c, 2 * work), parts_of(&moe, &m->gate), unit_task, &moe);
+    if (is_fast(c, &m->down))
+        rows_quantise(c, m->unit, host_padded(m->gate.rows), m->n * m->active, m->down.columns,
+                      c->quantised_units);
+    pool_run(cpu_pool_for(c, work), parts_of(&moe, &m->down), down_task, &moe);
     pool_run(cpu_pool_for(c, 4.0 * m->n * m->active * m->down.rows),
              (m->n + ADD_ROWS - 1) / ADD_ROWS, add_task, &moe);
 }

@@ -22,6 +22,9 @@ struct host_device {
     char isa[16];
 };
 
+/* Matrices of a layer that may be packed (repack.c). */
+enum { HOST_Q, HOST_K, HOST_V, HOST_OUT, HOST_ROUTER, HOST_GATE, HOST_UP, HOST_DOWN, HOST_PACKED };
+
 enum host_work { HOST_STEP, HOST_RING, HOST_HEAD, HOST_MERGE };
 
 #define HOST_HEAD_ROWS 32 /* rows that pass through the head at a time */
@@ -73,7 +76,10 @@ struct host_stage {
     struct kernels_stage base;
     const struct host_table *table;
     uint32_t threads;
+    bool fast;
     uint64_t kv_bytes, activation_bytes;
+    uint64_t weights_bytes;            /* packed ones as they are packed */
+    uint64_t packed_bytes;             /* of those that may be packed */
     unsigned char *kv_memory, *memory; /* the two maps */
 
     struct host_lane *lanes;             /* [lanes] */
@@ -105,6 +111,11 @@ struct host_stage {
     uint64_t sample_scratch_bytes;
     struct host_context context;
 
+    unsigned char *packed_memory; /* [packed_bytes], or NULL */
+    uint64_t packed_used, packed_reserve;
+    const unsigned char *(*packed)[HOST_PACKED]; /* [layer_count], NULL where the file is read */
+    const unsigned char *packed_head;
+
     struct gguf_tensor head; /* the rows of the output matrix that are held */
     struct host_job *jobs;   /* [head_jobs] */
 
@@ -126,6 +137,15 @@ void host_layout_weights(const struct host_stage *stage,
 void host_stage_prepare(struct host_stage *stage, const struct host_device *device,
                         const struct gguf_model *model,
                         const struct kernels_stage_options *options);
+
+/* repack.c */
+uint64_t host_packed_bytes(const struct host_stage *stage, const struct gguf_tensor *tensor);
+/* Each matrix that may be packed; the head's layer is layer_count. */
+void host_repack_each(const struct host_stage *stage,
+                      void (*each)(void *arg, const struct gguf_tensor *tensor, uint32_t layer,
+                                   size_t slot),
+                      void *arg);
+void host_repack(struct host_stage *stage); /* as far as there is memory */
 
 /* stream.c */
 int host_stream_start(struct host_stage *stage, char *err, size_t err_size);

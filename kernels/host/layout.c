@@ -109,7 +109,8 @@ static void lay_out_activations(struct arena *a, struct host_stage *stage)
     stage->unit = TAKE(a, float, pairs, host_padded(m->expert_ffn));
     stage->part = TAKE(a, float, pairs, m->hidden);
     stage->pairs = TAKE(a, uint32_t, pairs, 1);
-    stage->begin = TAKE(a, uint32_t, (uint64_t)m->experts + 1, 1);
+    stage->packed = take(a, o->layer_count, HOST_PACKED, sizeof *stage->packed[0]);
+    stage->begin = TAKE(a, uint32_t, 2 * (uint64_t)m->experts + 1, 1);
     stage->sequences = TAKE(a, struct host_sequence, o->step_rows, 1);
     stage->tiles = TAKE(a, struct host_tile, tokens, 1);
     if (o->head_count)
@@ -120,6 +121,12 @@ static void lay_out_activations(struct arena *a, struct host_stage *stage)
     stage->context.scratch_bytes =
         stage->table->scratch_bytes(columns, m->heads / m->kv_heads, m->head_dim);
     stage->context.scratch = TAKE(a, unsigned char, stage->threads, stage->context.scratch_bytes);
+    if (!stage->fast)
+        return;
+    uint64_t rows = tokens > HOST_HEAD_ROWS ? tokens : HOST_HEAD_ROWS;
+    stage->context.quantised = TAKE(a, unsigned char, rows, stage->table->quantised_bytes(columns));
+    stage->context.quantised_units =
+        TAKE(a, unsigned char, pairs, stage->table->quantised_bytes(m->expert_ffn));
 }
 
 static void lay_out_tables(struct arena *a, struct host_stage *stage)
@@ -137,6 +144,23 @@ static void lay_out_tables(struct arena *a, struct host_stage *stage)
     stage->sine = TAKE(a, float, o->context, m->head_dim / 2);
     stage->steps.size = 2 * o->lanes;
     stage->steps.entries = take(a, stage->steps.size, 1, sizeof *stage->steps.entries);
+}
+
+static void add_bytes(void *arg, const struct gguf_tensor *tensor)
+{
+    ((struct host_stage *)arg)->weights_bytes += tensor->bytes;
+}
+
+static void add_packed(void *arg, const struct gguf_tensor *tensor, uint32_t layer, size_t slot)
+{
+    struct host_stage *stage = arg;
+    uint64_t bytes = host_packed_bytes(stage, tensor);
+    bool tied = layer == stage->base.options.layer_count && stage->base.embeds &&
+                stage->base.model->output == stage->base.model->embedding;
+    (void)slot;
+    if (bytes)
+        stage->weights_bytes += bytes - (tied ? 0 : tensor->bytes); /* tied: beside the embedding */
+    stage->packed_bytes += bytes;
 }
 
 int host_layout(struct host_stage *stage)
@@ -159,6 +183,9 @@ int host_layout(struct host_stage *stage)
     if (__builtin_mul_overflow(block_bytes, o->block_tokens * host_kv_element_bytes(o->kv_type),
                                &block_bytes))
         return -1;
+    stage->weights_bytes = stage->packed_bytes = 0;
+    host_layout_weights(stage, add_bytes, stage);
+    host_repack_each(stage, add_packed, stage);
     stage->kv = TAKE(&arena, struct host_kv, o->layer_count, 1);
     stage->activation_bytes = arena.used;
     stage->kv_bytes = 0;
@@ -224,6 +251,7 @@ void host_stage_prepare(struct host_stage *stage, const struct host_device *devi
             },
         .table = device->table,
         .threads = device->threads,
+        .fast = device->fast,
         .head = *model->output,
     };
     stage->base.cut = stage->base.samples && options->n_head_parts;

@@ -3,7 +3,7 @@
 #include <string.h>
 
 /* A counting sort: each expert's pairs in the order of the rows. */
-void host_moe_sort(const struct host_moe *moe)
+uint32_t host_moe_sort(const struct host_moe *moe)
 {
     uint32_t n_pairs = moe->n * moe->active;
     memset(moe->begin, 0, (moe->experts + 1) * sizeof *moe->begin);
@@ -16,4 +16,9 @@ void host_moe_sort(const struct host_moe *moe)
         moe->pairs[moe->begin[moe->chosen[p]]++] = p;
     memmove(moe->begin + 1, moe->begin, moe->experts * sizeof *moe->begin);
     moe->begin[0] = 0;
+    uint32_t n_used = 0;
+    for (uint32_t e = 0; e < moe->experts; e++)
+        if (moe->begin[e + 1] > moe->begin[e])
+            moe->used[n_used++] = e;
+    return n_used;
 }

@@ -33,10 +33,24 @@ static int open_context(const struct kernels *k, uint32_t columns, uint32_t grou
     return pool_create(&context->pool, device->threads, err, sizeof err);
 }
 
+/* For products with int8 activations: of `rows` rows of x, and of `pairs` units of experts. */
+static int open_quantised(const struct kernels *k, uint64_t rows, uint32_t columns, uint64_t pairs,
+                          uint32_t units, struct host_context *context)
+{
+    const struct host_device *device = (const struct host_device *)k;
+    if (!device->fast)
+        return 0;
+    context->quantised = zeroed(rows, device->table->quantised_bytes(columns));
+    context->quantised_units = zeroed(pairs, device->table->quantised_bytes(units));
+    return context->quantised && context->quantised_units ? 0 : -1;
+}
+
 static void close_context(struct host_context *context)
 {
     pool_destroy(context->pool);
     free(context->scratch);
+    free(context->quantised);
+    free(context->quantised_units);
 }
 
 static const struct host_table *table_of(const struct kernels *k)
@@ -101,6 +115,8 @@ int host_op_linear(struct kernels *k, const struct kernels_op_linear *op, double
     uint64_t bytes = gguf_row_bytes(op->type, op->columns) * op->rows;
     unsigned char *more = copies > 1 ? zeroed(copies, bytes) : NULL;
     int status = open_context(k, op->columns, 1, 16, &context);
+    if (!status)
+        status = open_quantised(k, op->n, op->columns, 0, 0, &context);
     if (!x || (copies > 1 && !more))
         status = -1;
     for (uint32_t c = 0; !status && more && c < copies; c++)
@@ -219,9 +235,11 @@ int host_op_moe(struct kernels *k, const struct kernels_op_moe *op, double *seco
     float *unit = zeroed(pairs * host_padded(op->expert_ffn), sizeof *unit);
     float *part = zeroed(pairs * op->hidden, sizeof *part);
     uint32_t *order = zeroed(pairs, sizeof *order);
-    uint32_t *begins = zeroed((uint64_t)op->experts + 1, sizeof *begins);
+    uint32_t *begins = zeroed(2 * (uint64_t)op->experts + 1, sizeof *begins);
     uint32_t columns = op->hidden > op->expert_ffn ? op->hidden : op->expert_ffn;
     int status = open_context(k, columns, 1, 16, &context);
+    if (!status)
+        status = open_quantised(k, op->n, columns, pairs, op->expert_ffn, &context);
     if (!h || !logits || !chosen || !weight || !unit || !part || !order || !begins)
         status = -1;
     if (status)
@@ -250,6 +268,7 @@ int host_op_moe(struct kernels *k, const struct kernels_op_moe *op, double *seco
         .part = part,
         .pairs = order,
         .begin = begins,
+        .used = begins + op->experts + 1,
     };
     uint64_t begin = host_clock_ns();
     for (uint32_t r = 0; r < repeat; r++) {

@@ -54,8 +54,7 @@ int host_footprint(const struct kernels *k, const struct gguf_model *model,
     host_stage_prepare(&stage, (const struct host_device *)k, model, options);
     if (host_layout(&stage))
         return -1;
-    footprint->weights_bytes = 0;
-    host_layout_weights(&stage, add_bytes, &footprint->weights_bytes);
+    footprint->weights_bytes = stage.weights_bytes;
     footprint->kv_bytes = stage.kv_bytes;
     footprint->activation_bytes = sizeof stage + stage.activation_bytes;
     return 0;
@@ -166,6 +165,7 @@ int host_stage_create(struct kernels_stage **out, struct kernels *k, const struc
                  gguf_path(model->file), loading.crooked->name, sizeof(float));
         goto fail;
     }
+    host_repack(stage);
     if (options->progress)
         options->progress(options->arg, loading.all, loading.all);
     if (host_stream_start(stage, err, err_size))
@@ -183,6 +183,8 @@ void host_stage_destroy(struct kernels_stage *base)
     struct host_stage *stage = (struct host_stage *)base;
     host_stream_stop(stage);
     pool_destroy(stage->context.pool);
+    if (stage->packed_memory)
+        munmap(stage->packed_memory, stage->packed_bytes);
     if (stage->memory)
         munmap(stage->memory, stage->activation_bytes ? stage->activation_bytes : 1);
     if (stage->kv_memory)

@@ -14,10 +14,11 @@ struct host_matrix host_head_matrix(const struct host_stage *stage)
         .columns = (uint32_t)stage->head.ne[0],
         .data = stage->head.data,
         .row_bytes = stage->head.row_bytes,
+        .packed = stage->packed_head,
     };
 }
 
-static struct host_matrix matrix_of(const struct gguf_linear *linear)
+static struct host_matrix matrix_of(const struct gguf_linear *linear, const unsigned char *packed)
 {
     return (struct host_matrix){
         .type = linear->weight->type,
@@ -25,6 +26,7 @@ static struct host_matrix matrix_of(const struct gguf_linear *linear)
         .columns = (uint32_t)linear->weight->ne[0],
         .data = linear->weight->data,
         .row_bytes = linear->weight->row_bytes,
+        .packed = packed,
         .bias = linear->bias ? (const float *)linear->bias->data : NULL,
     };
 }
@@ -89,6 +91,7 @@ static void run_attention(struct host_stage *stage, const struct kernels_step *s
 {
     const struct gguf_model *m = stage->base.model;
     const struct gguf_layer *l = &m->layers[stage->base.options.layer_first + layer];
+    const unsigned char *const *packed = stage->packed[layer];
     const struct host_context *c = &stage->context;
     uint32_t n = step->n_tokens, h_stride = host_padded(m->hidden);
     uint32_t q_width = m->heads * m->head_dim, kv_width = m->kv_heads * m->head_dim;
@@ -96,9 +99,9 @@ static void run_attention(struct host_stage *stage, const struct kernels_step *s
     stage->table->rmsnorm(c, x, m->hidden, floats(l->attn_norm), n, m->hidden, m->norm_eps,
                           stage->h, h_stride);
     const struct host_product inputs[] = {
-        {.matrix = matrix_of(&l->attn_q), .y = stage->q, .stride = q_width},
-        {.matrix = matrix_of(&l->attn_k), .y = stage->k, .stride = kv_width},
-        {.matrix = matrix_of(&l->attn_v), .y = stage->v, .stride = kv_width},
+        {.matrix = matrix_of(&l->attn_q, packed[HOST_Q]), .y = stage->q, .stride = q_width},
+        {.matrix = matrix_of(&l->attn_k, packed[HOST_K]), .y = stage->k, .stride = kv_width},
+        {.matrix = matrix_of(&l->attn_v, packed[HOST_V]), .y = stage->v, .stride = kv_width},
     };
     stage->table->linear(c, inputs, 3, stage->h, h_stride, n);
 
@@ -132,8 +135,10 @@ static void run_attention(struct host_stage *stage, const struct kernels_step *s
     };
     stage->table->store(c, &attention);
     stage->table->attend(c, &attention);
-    const struct host_product output = {
-        .matrix = matrix_of(&l->attn_out), .y = x, .stride = m->hidden, .add = true};
+    const struct host_product output = {.matrix = matrix_of(&l->attn_out, packed[HOST_OUT]),
+                                        .y = x,
+                                        .stride = m->hidden,
+                                        .add = true};
     stage->table->linear(c, &output, 1, stage->attended, host_padded(q_width), n);
 }
 
@@ -156,13 +161,15 @@ static void run_experts(struct host_stage *stage, const struct kernels_step *ste
     uint32_t n = step->n_tokens;
     const struct gguf_model *m = stage->base.model;
     const struct gguf_layer *l = &m->layers[stage->base.options.layer_first + layer];
+    const unsigned char *const *packed = stage->packed[layer];
     const struct host_context *c = &stage->context;
     uint32_t h_stride = host_padded(m->hidden);
 
     stage->table->rmsnorm(c, x, m->hidden, floats(l->ffn_norm), n, m->hidden, m->norm_eps, stage->h,
                           h_stride);
-    const struct host_product router = {
-        .matrix = matrix_of(&l->router), .y = stage->router, .stride = m->experts};
+    const struct host_product router = {.matrix = matrix_of(&l->router, packed[HOST_ROUTER]),
+                                        .y = stage->router,
+                                        .stride = m->experts};
     stage->table->linear(c, &router, 1, stage->h, h_stride, n);
     stage->table->route(c, stage->router, n, m->experts, m->active, stage->chosen,
                         stage->chosen_weight);
@@ -172,9 +179,9 @@ static void run_experts(struct host_stage *stage, const struct kernels_step *ste
         .n = n,
         .experts = m->experts,
         .active = m->active,
-        .gate = matrix_of(&l->gate),
-        .up = matrix_of(&l->up),
-        .down = matrix_of(&l->down),
+        .gate = matrix_of(&l->gate, packed[HOST_GATE]),
+        .up = matrix_of(&l->up, packed[HOST_UP]),
+        .down = matrix_of(&l->down, packed[HOST_DOWN]),
         .alpha = m->swiglu_alpha,
         .limit = m->swiglu_limit,
         .h = stage->h,
@@ -186,6 +193,7 @@ static void run_experts(struct host_stage *stage, const struct kernels_step *ste
         .part = stage->part,
         .pairs = stage->pairs,
         .begin = stage->begin,
+        .used = stage->begin + m->experts + 1,
     };
     stage->table->moe(c, &moe);
 }

@@ -21,6 +21,8 @@ static inline uint32_t host_padded(uint32_t n)
     return (n + HOST_LANES - 1) / HOST_LANES * HOST_LANES;
 }
 
+#define HOST_PACK_ROWS 16 /* of a panel of packed weights */
+
 struct pool; /* cpu/pool.h */
 
 /* What an operation works with beside its arguments. */
@@ -28,12 +30,16 @@ struct host_context {
     struct pool *pool;      /* NULL: one thread */
     unsigned char *scratch; /* [threads, scratch_bytes], 64-byte aligned; contents are nobody's */
     uint64_t scratch_bytes; /* a multiple of 64 */
+    /* Activations are made int8 where the matrix's type allows; then these are there, else NULL. */
+    unsigned char *quantised;       /* [rows of x, table->quantised_bytes(columns)] */
+    unsigned char *quantised_units; /* [pairs of a host_moe, table->quantised_bytes(expert_ffn)] */
 };
 
 struct host_matrix {
     enum gguf_type type;
     uint32_t rows, columns;
-    const unsigned char *data; /* [rows, columns] in blocks */
+    const unsigned char *data;   /* [rows, columns] in blocks */
+    const unsigned char *packed; /* the same as table->pack made it, or NULL */
     uint64_t row_bytes;
     const float *bias; /* [rows] or NULL */
 };
@@ -89,7 +95,8 @@ struct host_tile {
 
 struct host_moe {
     uint32_t n, experts, active;
-    struct host_matrix gate, up, down; /* of expert 0; expert e: data + e · rows · row_bytes */
+    struct host_matrix gate, up, down; /* of expert 0; expert e: data + e · rows · row_bytes, or
+                                        * packed + e · table->packed_bytes() */
     float alpha, limit;
     const float *h; /* [n, h_stride] */
     uint64_t h_stride;
@@ -101,6 +108,7 @@ struct host_moe {
     float *part;     /* [n · active, down.rows] */
     uint32_t *pairs; /* [n · active]: pairs in the order of their experts */
     uint32_t *begin; /* [experts + 1]: where each expert's pairs begin */
+    uint32_t *used;  /* [experts]: those that have pairs, in order */
 };
 
 struct host_table {
@@ -124,6 +132,11 @@ struct host_table {
     void (*route)(const struct host_context *c, const float *logits, uint32_t n, uint32_t experts,
                   uint32_t active, uint32_t *chosen, float *weight);
     void (*moe)(const struct host_context *c, const struct host_moe *moe);
+    /* For products with int8 activations; NULL: there are none. Bytes of a packed matrix, 0 where the
+     * type has no such products; the packing of rows `first` … (a multiple of 16), `count` of them. */
+    uint64_t (*packed_bytes)(enum gguf_type type, uint32_t rows, uint32_t columns);
+    void (*pack)(const struct host_matrix *m, uint32_t first, uint32_t count, unsigned char *to);
+    uint64_t (*quantised_bytes)(uint32_t columns);
     /* Floats multiplied and added as fast as can be, on one thread; how many. NULL: not known. */
     uint64_t (*multiply)(void);
     /* Runs task(arg, i, thread) for i < n, on the threads there are. */
@@ -131,8 +144,8 @@ struct host_table {
                 void (*task)(void *arg, uint32_t i, uint32_t thread), void *arg);
 };
 
-/* moe.c: sorts the pairs by expert: fills pairs and begin. */
-void host_moe_sort(const struct host_moe *moe);
+/* moe.c: sorts the pairs by expert: fills pairs, begin and used; how many are used. */
+uint32_t host_moe_sort(const struct host_moe *moe);
 
 static inline uint64_t host_kv_element_bytes(enum kernels_kv_type type)
 {
