@@ -20,6 +20,7 @@ extern char **environ;
 /* clang-format off */
 static const char *const shared_variables[] = {
     "GPTOSS_ALLOW",
+    "GPTOSS_API_KEY_FILE",
     "GPTOSS_BENCH_CLIENTS",
     "GPTOSS_BENCH_DEPTH",
     "GPTOSS_BENCH_GEN",
@@ -49,6 +50,8 @@ static const char *const shared_variables[] = {
     "GPTOSS_DRAIN_TIMEOUT",
     "GPTOSS_FAST",
     "GPTOSS_HEAD",
+    "GPTOSS_HOST",
+    "GPTOSS_HTTP_CONNECTIONS",
     "GPTOSS_INSECURE",
     "GPTOSS_JOURNAL",
     "GPTOSS_KEY",
@@ -64,7 +67,9 @@ static const char *const shared_variables[] = {
     "GPTOSS_MAX_TOKENS",
     "GPTOSS_MIN_P",
     "GPTOSS_MODEL",
+    "GPTOSS_MODEL_NAME",
     "GPTOSS_NO_PREFIX_CACHE",
+    "GPTOSS_PORT",
     "GPTOSS_REASONING",
     "GPTOSS_RECONNECT",
     "GPTOSS_SEED",
