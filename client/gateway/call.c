@@ -24,6 +24,7 @@ static void choice_free(struct choice *c)
     answer_free(&c->answer);
     text_free(&c->asked);
     free(c->shown);
+    free(c->part_shown);
 }
 
 void call_destroy(struct call *call)
@@ -41,7 +42,6 @@ void call_destroy(struct call *call)
     conversation_free(&call->conversation);
     options_free(&call->request);
     text_free(&call->head);
-    text_free(&call->items);
     json_decref(call->root);
     if (call->exchange != NULL)
         call->exchange->call = NULL;
@@ -98,7 +98,7 @@ static void take_piece(void *arg, const struct answer_part *part, bool first, co
 {
     struct choice *c = arg;
     if (c->call->logprobs)
-        logprobs_take(c, part);
+        logprobs_take(c, part, first);
     if (c->call->stream)
         c->call->api->piece(c, part, first, bytes, size);
 }

@@ -194,11 +194,12 @@ struct choice {
     size_t seen, pending, reported;
     size_t *shown; /* [n_shown] indices of answer.tokens */
     size_t n_shown, shown_capacity;
+    size_t *part_shown; /* [n_part_shown] for each part, n_shown when it began */
+    size_t n_part_shown, part_shown_capacity;
     /* What a writer remembers. */
     size_t n_calls;
     size_t text_offset;
     bool item_open;
-    size_t item_from;
 };
 
 struct call {
@@ -224,8 +225,7 @@ struct call {
     struct choice *choices;
     size_t n_choices, n_done;
     bool opened;
-    size_t sequence, n_items; /* of responses: the next event's and item's number */
-    struct text items;        /* of responses: those that are complete */
+    size_t sequence; /* of responses: the next event's number */
 };
 
 void call_start(struct exchange *x, const struct api *api);
@@ -295,7 +295,7 @@ void write_usage(struct text *out, const struct call *call);
 const char *finish_name(const struct choice *choice);
 bool part_is_text(const struct answer_part *part); /* of the answer, preambles included */
 /* Takes note of tokens that came since. */
-void logprobs_take(struct choice *choice, const struct answer_part *part);
+void logprobs_take(struct choice *choice, const struct answer_part *part, bool first);
 /* Entries of shown tokens from `first` to `end`, in chat's form, between brackets. */
 void logprobs_write(struct text *out, const struct choice *choice, size_t first, size_t end);
 double token_logprob(const struct answer *a, size_t token);

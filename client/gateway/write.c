@@ -68,9 +68,14 @@ static bool is_special(const struct answer *a, size_t token)
 
 /* A token's text may be a part of a character, which comes with a later token. So tokens without a piece
  * of text belong to the piece that comes next, unless a special token stands between. */
-void logprobs_take(struct choice *c, const struct answer_part *part)
+void logprobs_take(struct choice *c, const struct answer_part *part, bool first)
 {
     const struct answer *a = &c->answer;
+    if (first) {
+        c->part_shown = base_grow(c->part_shown, &c->part_shown_capacity, c->n_part_shown + 1,
+                                  sizeof *c->part_shown);
+        c->part_shown[c->n_part_shown++] = c->n_shown;
+    }
     bool raw = part->channel == GPTOSS__PIECE__CHANNEL__RAW;
     for (; c->seen < a->n_tokens; c->seen++)
         if (!raw && is_special(a, c->seen))
