@@ -72,6 +72,7 @@ static const char *const shared_variables[] = {
     "GPTOSS_PORT",
     "GPTOSS_REASONING",
     "GPTOSS_RECONNECT",
+    "GPTOSS_REQUEST_TIMEOUT",
     "GPTOSS_SEED",
     "GPTOSS_SEQUENCES",
     "GPTOSS_SERVER_KEY",

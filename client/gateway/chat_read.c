@@ -222,6 +222,7 @@ int chat_read(struct call *call, struct problem *p)
         {"metadata", FIELD_FREE, NULL},
         {"safety_identifier", FIELD_FREE, NULL},
         {"prompt_cache_key", FIELD_FREE, NULL},
+        {"prompt_cache_retention", FIELD_FREE, NULL},
         {"parallel_tool_calls", FIELD_FREE, NULL}, /* the model makes one call at a time */
         {"service_tier", FIELD_ONLY, "\"auto\"\t\"default\""},
         {"store", FIELD_ONLY, "false"},

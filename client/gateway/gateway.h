@@ -43,7 +43,7 @@ struct gateway_options {
     struct options client; /* endpoint, keys, timeouts */
     const char *host, *api_key_file, *model_name;
     int64_t port, connections;
-    double drain_seconds;
+    double drain_seconds, request_seconds;
     bool insecure;
 };
 
@@ -324,9 +324,11 @@ struct gateway {
     size_t n_slots, slots_capacity;
     uint32_t *free_slots;
     size_t n_free, free_capacity;
-    uint64_t run, last_number; /* request ids: gw-RUN-NUMBER */
-    bool retry;                /* some choices are unsent, or to be resumed */
-    bool more;                 /* messages of the coordinator that were not taken yet, perhaps */
+    uint64_t run, last_number;  /* request ids: gw-RUN-NUMBER */
+    bool retry;                 /* some choices are unsent, or to be resumed */
+    bool more;                  /* messages of the coordinator that were not taken yet, perhaps */
+    bool sent;                  /* since the loop last looked for messages */
+    bool link_news, watch_news; /* something came, perhaps: messages; about the connection */
     unsigned nonsense;
 
     double heard, asked_status, status_at; /* clock_seconds */

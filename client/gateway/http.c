@@ -18,12 +18,10 @@
 
 #include "client/gateway/gateway.h"
 
-#define IDLE_SECONDS   60 /* without a byte in either direction, while we wait for one */
-#define HEADER_SECONDS 20 /* from the connection, or its last request, to the next one's headers */
-#define BODY_SECONDS   30 /* for all of a body, */
-#define BODY_RATE      100000 /* and a second more for so many bytes */
-#define HEADER_BYTES   32768  /* of all headers together */
-#define STREAM_BLOCK   16384
+#define IDLE_SECONDS 60     /* without a byte in either direction, while we wait for one */
+#define BODY_RATE    100000 /* bytes of a body for which a second more is granted */
+#define HEADER_BYTES 32768  /* of all headers together */
+#define STREAM_BLOCK 16384
 #define DROPPED_MAX                                                                                \
     ((size_t)64 << 20) /* bytes read of a body that is refused, so that the refusal is read */
 #define BACKLOG 1024
@@ -488,13 +486,14 @@ void http_sweep(struct gateway *g, double now)
     if (g->n_exchanges > 0)
         find_gone(g);
     for (struct exchange *x = g->exchanges; x != NULL; x = x->next) {
-        double allowed = BODY_SECONDS + (double)(x->body.size + x->body_dropped) / BODY_RATE;
+        double allowed =
+            g->options->request_seconds + (double)(x->body.size + x->body_dropped) / BODY_RATE;
         if (!x->begun && !x->waited && x->fd >= 0 && now - x->began > allowed)
             shutdown(x->fd, SHUT_RDWR);
         else if (x->call != NULL && !x->aborted)
             call_tick(x->call, now);
     }
     for (struct peer *p = g->peers; p != NULL; p = p->next)
-        if (!p->busy && now - p->since > HEADER_SECONDS && p->fd >= 0)
+        if (!p->busy && now - p->since > g->options->request_seconds && p->fd >= 0)
             shutdown(p->fd, SHUT_RDWR);
 }

@@ -52,6 +52,7 @@ bool link_ready(const struct gateway *g, double now)
 static bool send_message(struct gateway *g, const ProtobufCMessage *message)
 {
     char err[256];
+    g->sent = true;
     return proto_send(g->session.socket, message, err, sizeof err) == 0;
 }
 
@@ -63,6 +64,7 @@ static ProtobufCBinaryData id_of(const struct choice *c)
 static void send_asked(struct gateway *g, struct choice *c)
 {
     char err[256];
+    g->sent = true;
     c->unsent = proto_send_bytes(g->session.socket, NULL, 0, c->asked.bytes, c->asked.size, err,
                                  sizeof err) != 0;
     g->retry |= c->unsent;
@@ -261,7 +263,7 @@ static void send_again(struct gateway *g)
 
 int link_run(struct gateway *g, double now, char *err, size_t err_size)
 {
-    for (int i = 0; i < MESSAGES_MAX; i++) {
+    for (int i = 0; g->link_news && i < MESSAGES_MAX; i++) {
         Gptoss__ServerMessage *message = NULL;
         int status = session_next(&g->session, &message, err, err_size);
         if (status == 0) {
@@ -281,7 +283,7 @@ int link_run(struct gateway *g, double now, char *err, size_t err_size)
         if (message != NULL)
             proto_free(&message->base);
     }
-    if (watch_link(g))
+    if (g->watch_news && watch_link(g))
         for (size_t i = 0; i < g->n_slots; i++)
             if (g->slots[i] != NULL && !g->slots[i]->unsent)
                 g->slots[i]->resume = g->retry = true;

@@ -38,6 +38,7 @@ int gateway_options_read(struct gateway_options *o, int argc, char **argv)
     o->port = 8000;
     o->connections = 4096;
     o->drain_seconds = 30;
+    o->request_seconds = 30;
     const struct cli_option table[] = {
         {.type = CLI_GROUP, .text = "the coordinator"},
         {CLI_STRING, "coordinator", 'c', "ENDPOINT",
@@ -68,6 +69,9 @@ int gateway_options_read(struct gateway_options *o, int argc, char **argv)
          "GPTOSS_MODEL_NAME", &o->model_name, 0, 0, NULL},
         {CLI_INT, "connections", 0, "N", "at most; others wait", "4096", "GPTOSS_HTTP_CONNECTIONS",
          &o->connections, 1, 1000000, NULL},
+        {CLI_FLOAT, "request-timeout", 0, "SECONDS",
+         "for all headers of a request, and for its body", "30", "GPTOSS_REQUEST_TIMEOUT",
+         &o->request_seconds, 1, 3600, NULL},
         {CLI_FLOAT, "drain-timeout", 0, "SECONDS",
          "after SIGINT or SIGTERM: let answers go on for so long", "30", "GPTOSS_DRAIN_TIMEOUT",
          &o->drain_seconds, 0, 86400, NULL},
