@@ -10,6 +10,15 @@ foreach(name golden crowd sharing refusals programs seeing faults security journ
   endif()
 endforeach()
 
+# The gateway over plain HTTP; and through the openai package, with the Python that
+# GPTOSS_TEST_OPENAI_PYTHON names where Debian's has none: skipped otherwise.
+foreach(name gateway gateway_openai)
+  add_test(NAME e2e-${name} COMMAND ${GPTOSS_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/e2e/${name}.py)
+  set_tests_properties(e2e-${name} PROPERTIES
+    TIMEOUT 280 SKIP_RETURN_CODE 77 LABELS e2e RUN_SERIAL TRUE
+    ENVIRONMENT "GPTOSS_TEST_SOURCE=${PROJECT_SOURCE_DIR};GPTOSS_TEST_BUILD=${PROJECT_BINARY_DIR};PYTHONDONTWRITEBYTECODE=1")
+endforeach()
+
 # Forms that take a while: gptoss_long_test(NAME SCRIPT TIMEOUT LABELS ARGUMENTS…). Longer ones by hand:
 # chaos.py --kills 100, soak.py --seconds 3600.
 function(gptoss_long_test name script timeout labels)

@@ -24,20 +24,21 @@ def tools():
         return json.load(f)
 
 
-def environment():
+def environment(name=""):
     env = {k: v for k, v in os.environ.items() if not k.startswith("GPTOSS_")}
-    env["ASAN_OPTIONS"] = "detect_leaks=0:" + env.get("ASAN_OPTIONS", "")  # Open MPI leaks at exit
+    if name != "gptoss-gateway":
+        env["ASAN_OPTIONS"] = "detect_leaks=0:" + env.get("ASAN_OPTIONS", "")  # Open MPI leaks at exit
     return env
 
 
 class Process:
     """A program of ours, its log in a file, stopped by pid."""
 
-    def __init__(self, place, name, *arguments, env=None):
+    def __init__(self, place, name, *arguments):
         self.path = os.path.join(place, name + ".log")
         self.log = open(self.path, "ab")
         self.process = subprocess.Popen([os.path.join(BIN, name), *map(str, arguments)], stdin=subprocess.DEVNULL,
-                                        stdout=self.log, stderr=self.log, env={**environment(), **(env or {})})
+                                        stdout=self.log, stderr=self.log, env=environment(name))
         self.pid = self.process.pid
 
     def said(self):
@@ -104,14 +105,17 @@ class Stack:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self.stop()
+    def __exit__(self, kind, *_):
+        said, code = self.stop()
+        assert kind or code == 0, f"the gateway ended with {code}: {said[-6000:]}"
 
     def stop(self):
-        for process in (self.gateway, self.coordinator):
-            if process:
-                process.stop()
+        code = self.gateway.stop() if self.gateway else None
+        said = self.gateway.said() if self.gateway else ""
+        if self.coordinator:
+            self.coordinator.stop()
         shutil.rmtree(self.place, ignore_errors=True)
+        return said, code
 
     @property
     def url(self):
@@ -146,15 +150,19 @@ class Stack:
         response = self.request("POST", path, body, **more)
         assert response.status == 200, (response.status, response.read())
         assert response.headers["Content-Type"] == "text/event-stream"
-        for line in response:
-            line = line.decode().rstrip("\n")
-            if line.startswith(":"):
-                yield line
-            elif line == "data: [DONE]":
-                assert response.read() in (b"", b"\n"), "something follows [DONE]"
-                return
-            elif line.startswith("data: "):
-                yield json.loads(line[6:])
+        try:
+            for line in response:
+                line = line.decode().rstrip("\n")
+                if line.startswith(":"):
+                    yield line
+                elif line == "data: [DONE]":
+                    assert response.read() in (b"", b"\n"), "something follows [DONE]"
+                    return
+                elif line.startswith("data: "):
+                    yield json.loads(line[6:])
+        finally:
+            response.close()
+            response.connection.close()
 
     def socket(self, timeout=20):
         return socket.create_connection(("127.0.0.1", self.port), timeout)
