@@ -22,6 +22,7 @@ void answer_free(struct answer *a)
     free(a->top);
     text_free(&a->id);
     text_free(&a->error);
+    text_free(&a->texts);
     *a = (struct answer){0};
 }
 
@@ -106,6 +107,40 @@ static int take_pieces(struct answer *a, size_t n, Gptoss__Piece *const *pieces,
     return 0;
 }
 
+/* Of a token's bytes, which come where logits were asked for. */
+static uint32_t keep_text(struct answer *a, ProtobufCBinaryData text)
+{
+    size_t first = a->texts.size;
+    text_add(&a->texts, text.data, text.len);
+    return (uint32_t)first;
+}
+
+static void take_token(struct answer *a, const Gptoss__Token *token)
+{
+    a->tokens = base_grow(a->tokens, &a->tokens_capacity, a->n_tokens + 1, sizeof *a->tokens);
+    a->tokens[a->n_tokens++] = (struct answer_token){.id = token->id,
+                                                     .n_top = (uint32_t)token->n_top,
+                                                     .logit = token->logit,
+                                                     .log_sum_exp = token->log_sum_exp,
+                                                     .top_first = a->n_top,
+                                                     .text_first = keep_text(a, token->text),
+                                                     .text_size = (uint32_t)token->text.len};
+    a->top = base_grow(a->top, &a->top_capacity, a->n_top + token->n_top, sizeof *a->top);
+    for (size_t k = 0; k < token->n_top; k++)
+        a->top[a->n_top++] = (struct answer_top){.id = token->top[k]->id,
+                                                 .logit = token->top[k]->logit,
+                                                 .text_first = keep_text(a, token->top[k]->text),
+                                                 .text_size = (uint32_t)token->top[k]->text.len};
+}
+
+static size_t texts_size(const Gptoss__Token *token)
+{
+    size_t size = token->text.len;
+    for (size_t k = 0; k < token->n_top; k++)
+        size += token->top[k]->text.len;
+    return size;
+}
+
 static int take_output(struct answer *a, const Gptoss__Output *output, answer_sink sink, void *arg,
                        char *err, size_t err_size)
 {
@@ -119,14 +154,10 @@ static int take_output(struct answer *a, const Gptoss__Output *output, answer_si
                      (unsigned long long)next);
             return -1;
         }
-        if (hold(a, sizeof *a->tokens + token->n_top * sizeof *a->top, err, err_size) != 0)
+        if (hold(a, sizeof *a->tokens + token->n_top * sizeof *a->top + texts_size(token), err,
+                 err_size) != 0)
             return -1;
-        a->tokens = base_grow(a->tokens, &a->tokens_capacity, a->n_tokens + 1, sizeof *a->tokens);
-        a->tokens[a->n_tokens++] = (struct answer_token){token->id, (uint32_t)token->n_top,
-                                                         token->logit, token->log_sum_exp};
-        a->top = base_grow(a->top, &a->top_capacity, a->n_top + token->n_top, sizeof *a->top);
-        for (size_t k = 0; k < token->n_top; k++)
-            a->top[a->n_top++] = (struct answer_top){token->top[k]->id, token->top[k]->logit};
+        take_token(a, token);
         if (take_pieces(a, token->n_pieces, token->pieces, sink, arg, err, err_size) != 0)
             return -1;
     }

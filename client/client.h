@@ -53,6 +53,7 @@ struct options {
     uint32_t resume_from;
     Gptoss__Chat__Reasoning reasoning;
     struct text tools;
+    const char *tool_choice; /* required, or a tool's name; NULL: the model chooses */
 
     /* sampling and limits; not given: the coordinator's defaults */
     bool temperature_given, top_p_given, seed_given, ignore_eos;
@@ -92,11 +93,14 @@ struct answer_part {
 struct answer_token {
     uint32_t id, n_top;
     float logit, log_sum_exp;
+    size_t top_first;               /* of answer.top */
+    uint32_t text_first, text_size; /* of answer.texts */
 };
 
 struct answer_top {
     uint32_t id;
     float logit;
+    uint32_t text_first, text_size;
 };
 
 enum answer_state { ANSWER_WAITING, ANSWER_ACCEPTED, ANSWER_REFUSED, ANSWER_FINISHED };
@@ -110,6 +114,7 @@ struct answer {
     size_t n_tokens, tokens_capacity;
     struct answer_top *top; /* of all tokens, one after another: Σ n_top */
     size_t n_top, top_capacity;
+    struct text texts; /* bytes of tokens, where logits were asked for */
     struct answer_part *parts;
     size_t n_parts, parts_capacity;
     size_t bytes; /* held, for ANSWER_BYTES_MAX */
@@ -160,8 +165,14 @@ void conversation_add(struct conversation *c, Gptoss__Message__Role role, const 
                       const void *bytes, size_t size);
 /* What the model said, as the next turn has to show it. */
 void conversation_add_answer(struct conversation *c, const struct answer *a, const char *prefix);
+/* What the model said in an earlier turn: on a channel; `recipient`: "", or the tool that it called. */
+void conversation_add_said(struct conversation *c, const char *channel, const char *recipient,
+                           const void *bytes, size_t size);
 void conversation_cut(struct conversation *c, size_t n); /* keeps the first n */
 void conversation_free(struct conversation *c);
+/* The bytes of Generate: the conversation, or the options' plain text or ids where it is NULL. */
+void conversation_pack(const struct options *o, const struct conversation *c, const struct text *id,
+                       struct text *out);
 /* Sends Generate: the conversation, or the options' plain text or ids where it is NULL. */
 struct session;
 int conversation_send(struct session *s, const struct options *o, const struct conversation *c,

@@ -48,6 +48,13 @@ void conversation_add_answer(struct conversation *c, const struct answer *a, con
     }
 }
 
+void conversation_add_said(struct conversation *c, const char *channel, const char *recipient,
+                           const void *bytes, size_t size)
+{
+    text_add(&add(c, GPTOSS__MESSAGE__ROLE__ASSISTANT, channel, recipient, "")->content, bytes,
+             size);
+}
+
 void conversation_cut(struct conversation *c, size_t n)
 {
     while (c->n > n) {
@@ -89,8 +96,8 @@ static void set_sampling(Gptoss__Sampling *s, const struct options *o)
     s->min_p = (float)o->min_p;
 }
 
-int conversation_send(struct session *s, const struct options *o, const struct conversation *c,
-                      const struct text *id, char *err, size_t err_size)
+void conversation_pack(const struct options *o, const struct conversation *c, const struct text *id,
+                       struct text *out)
 {
     Gptoss__ClientMessage message = GPTOSS__CLIENT_MESSAGE__INIT;
     Gptoss__Generate generate = GPTOSS__GENERATE__INIT;
@@ -134,6 +141,8 @@ int conversation_send(struct session *s, const struct options *o, const struct c
         chat.n_messages = n;
         chat.reasoning = o->reasoning;
         chat.tools_json = bytes_of(o->tools.bytes, o->tools.size);
+        if (o->tool_choice != NULL)
+            chat.tool_choice = (char *)o->tool_choice;
         if (o->date != NULL)
             chat.date = (char *)o->date;
         if (o->prefix != NULL)
@@ -148,14 +157,19 @@ int conversation_send(struct session *s, const struct options *o, const struct c
         generate.text = bytes_of(o->prompt.bytes, o->prompt.size);
     }
     size_t size = protobuf_c_message_get_packed_size(&message.base);
-    text_clear(&s->asked);
-    s->resuming = false;
-    s->asked.bytes = base_grow(s->asked.bytes, &s->asked.capacity, size + 1, 1);
-    s->asked.size = protobuf_c_message_pack(&message.base, (uint8_t *)s->asked.bytes);
-    int status = proto_send_bytes(s->socket, NULL, 0, s->asked.bytes, s->asked.size, err, err_size);
-    s->unsent = status > 0; /* there is no connection; session_wait tries again, or says why */
+    out->bytes = base_grow(out->bytes, &out->capacity, size + 1, 1);
+    out->size = protobuf_c_message_pack(&message.base, (uint8_t *)out->bytes);
     free(stop);
     free(pointers);
     free(messages);
+}
+
+int conversation_send(struct session *s, const struct options *o, const struct conversation *c,
+                      const struct text *id, char *err, size_t err_size)
+{
+    s->resuming = false;
+    conversation_pack(o, c, id, &s->asked);
+    int status = proto_send_bytes(s->socket, NULL, 0, s->asked.bytes, s->asked.size, err, err_size);
+    s->unsent = status > 0; /* there is no connection; session_wait tries again, or says why */
     return status >= 0 ? 0 : -1;
 }

@@ -41,6 +41,8 @@ int prompt_encode(struct prompt *p, const struct tokenizer *t, size_t budget, st
  *  - SYSTEM messages, in order, joined by a blank line, become the developer message's instructions,
  *    tools its "# Tools" section; no such message if both are absent
  *  - analysis of turns that ended in a final message is dropped; that of the current turn is kept
+ *  - with a tool_choice it ends with the head of a call, or the beginning of one: the parser has to be
+ *    told (harmony_parser_choose)
  * -1 and a sentence for tools that are not JSON in OpenAI's form, a date that is none, roles or
  * channels that make no sense, a tokenizer without harmony's special tokens, no message at all. */
 enum harmony_start { HARMONY_START_HEADER, HARMONY_START_FINAL, HARMONY_START_RAW };
@@ -64,6 +66,8 @@ typedef void (*harmony_sink)(void *arg, const struct harmony_piece *piece);
 /* RAW: every token's text is a piece of channel RAW, special tokens by their names.
  * HEADER: after <|start|>assistant. FINAL: inside the content of a final message. */
 struct harmony_parser *harmony_parser_create(const struct tokenizer *t, enum harmony_start start);
+/* After HEADER: the prompt ends with what the chat's tool_choice makes the model call. */
+void harmony_parser_choose(struct harmony_parser *p, const char *tool_choice);
 void harmony_parser_destroy(struct harmony_parser *p); /* NULL is fine */
 /* The pieces that became certain with this token, in order. */
 void harmony_parser_add(struct harmony_parser *p, uint32_t id, harmony_sink sink, void *arg);

@@ -25,6 +25,7 @@
 #include <string.h>
 
 #include "coordinator/harmony_head.h"
+#include "coordinator/harmony_tools.h"
 
 enum state { STATE_RAW, STATE_BETWEEN, STATE_HEADER, STATE_CONTENT };
 
@@ -76,6 +77,12 @@ struct harmony_parser *harmony_parser_create(const struct tokenizer *t, enum har
         p->messages = 1;
     }
     return p;
+}
+
+static void tell_nobody(void *arg, const struct harmony_piece *piece)
+{
+    (void)arg;
+    (void)piece;
 }
 
 void harmony_parser_destroy(struct harmony_parser *p)
@@ -279,6 +286,23 @@ static void header_add(struct harmony_parser *p, uint32_t id, struct sink sink)
     else
         p->head.tokens++;
     header_check(p, sink);
+}
+
+void harmony_parser_choose(struct harmony_parser *p, const char *tool_choice)
+{
+    struct text head = {0};
+    bool any = strcmp(tool_choice, "required") == 0;
+    text_print(&head, "commentary to=functions");
+    if (!any)
+        text_print(&head, ".%s ", tool_choice + (harmony_has_namespace(tool_choice) ? 10 : 0));
+    head_add_mark(&p->head, HEAD_CHANNEL);
+    head_add_text(&p->head, head.bytes, head.size);
+    text_free(&head);
+    if (any)
+        return;
+    head_add_mark(&p->head, HEAD_CONSTRAIN);
+    head_add_text(&p->head, "json", 4);
+    header_complete(p, (struct sink){tell_nobody, NULL});
 }
 
 static void content_token_add(struct harmony_parser *p, uint32_t id, struct sink sink)

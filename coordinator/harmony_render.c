@@ -327,6 +327,37 @@ static bool is_thought(const Gptoss__Message *message)
            strcmp(channel_of(message), "analysis") == 0;
 }
 
+/* The head of the call that the model has to make, or of any call. */
+static void choice_add(struct prompt *p, const struct marks *m, const char *choice)
+{
+    special_add(p, m->channel);
+    string_add(p, "commentary");
+    if (strcmp(choice, "required") == 0) {
+        string_add(p, " to=functions");
+        return;
+    }
+    tool_name_add(p, " to=", choice);
+    string_add(p, " ");
+    special_add(p, m->constrain);
+    string_add(p, "json");
+    special_add(p, m->message);
+}
+
+static int choice_check(const Gptoss__Chat *chat, size_t n_tools, char *err, size_t err_size)
+{
+    const char *choice = chat->tool_choice;
+    if (choice[0] == '\0')
+        return 0;
+    if (n_tools > 0 && harmony_name_is_valid(choice) && chat->assistant_prefix.len == 0)
+        return 0;
+    snprintf(err, err_size,
+             n_tools == 0 ? "chat: tool_choice wants a call, but there are no tools"
+             : chat->assistant_prefix.len > 0
+                 ? "chat: tool_choice and assistant_prefix exclude each other"
+                 : "chat: tool_choice is no tool's name: 1 to 128 bytes without spaces");
+    return -1;
+}
+
 int harmony_render(struct prompt *p, const struct tokenizer *t, const Gptoss__Chat *chat,
                    enum harmony_start *start, char *err, size_t err_size)
 {
@@ -338,6 +369,10 @@ int harmony_render(struct prompt *p, const struct tokenizer *t, const Gptoss__Ch
     if (chat->tools_json.len > 0 &&
         harmony_tools_render(chat->tools_json.data, chat->tools_json.len, &tools, &n_tools, err,
                              err_size) != 0) {
+        text_free(&tools);
+        return -1;
+    }
+    if (choice_check(chat, n_tools, err, err_size) != 0) {
         text_free(&tools);
         return -1;
     }
@@ -354,6 +389,8 @@ int harmony_render(struct prompt *p, const struct tokenizer *t, const Gptoss__Ch
     special_add(p, m.start);
     string_add(p, "assistant");
     *start = HARMONY_START_HEADER;
+    if (chat->tool_choice[0] != '\0')
+        choice_add(p, &m, chat->tool_choice);
     if (chat->assistant_prefix.len > 0) {
         special_add(p, m.channel);
         string_add(p, "final");

@@ -115,6 +115,8 @@ struct request *intake_request(struct coordinator *c, const Gptoss__Generate *m,
     else if (check_sampling(c, r, m->sampling, err, err_size) == 0 &&
              take_stops(r, m, err, err_size) == 0 && take_prompt(c, r, m, err, err_size) == 0) {
         r->parser = harmony_parser_create(c->tokenizer, r->start);
+        if (m->prompt_case == GPTOSS__GENERATE__PROMPT_CHAT && m->chat->tool_choice[0] != '\0')
+            harmony_parser_choose(r->parser, m->chat->tool_choice);
         return r;
     }
     requests_destroy(r);

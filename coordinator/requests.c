@@ -225,6 +225,14 @@ void requests_pause(struct coordinator *c)
 
 /* ── tokens ────────────────────────────────────────────────────────────────────────────────── */
 
+/* Of a token, as a client that has no tokenizer wants to show it. */
+static ProtobufCBinaryData token_text(const struct coordinator *c, uint32_t id)
+{
+    size_t size = 0;
+    const char *bytes = tokenizer_bytes(c->tokenizer, id, &size);
+    return core_binary(bytes, bytes ? size : 0);
+}
+
 static void send_token(struct coordinator *c, struct request *r, const Gptoss__Sample *sample,
                        struct answer *answer, uint64_t now)
 {
@@ -235,6 +243,7 @@ static void send_token(struct coordinator *c, struct request *r, const Gptoss__S
     token.n_pieces = answer->n_pieces;
     token.pieces = answer_pieces(answer);
     if (r->top_logits) {
+        token.text = token_text(c, sample->token);
         token.logit = sample->logit;
         token.log_sum_exp = sample->log_sum_exp;
         token.n_top = sample->n_top_ids;
@@ -243,6 +252,7 @@ static void send_token(struct coordinator *c, struct request *r, const Gptoss__S
             gptoss__logit__init(&top[i]);
             top[i].id = sample->top_ids[i];
             top[i].logit = sample->top_logits[i];
+            top[i].text = token_text(c, sample->top_ids[i]);
             top_pointers[i] = &top[i];
         }
     }
@@ -386,8 +396,9 @@ static void status(struct coordinator *c, const struct core_peer *peer,
     s.prefix_hit_tokens = counts.cached_tokens;
     s.kv_blocks_evicted = counts.blocks_evicted;
     s.context = c->context;
-    ranks_status(c, &s);
+    ranks_status(c, now, &s);
     metrics_status(c, request->window_seconds, now, &s, latencies);
+    seen_status(c, request->recent_steps, now, &s);
     Gptoss__ServerMessage m;
     server_init(&m, GPTOSS__SERVER_MESSAGE__BODY_STATUS);
     m.status = &s;
@@ -395,6 +406,7 @@ static void status(struct coordinator *c, const struct core_peer *peer,
     for (size_t i = 0; i < s.n_stages; i++)
         free(s.stages[i]);
     free(s.stages);
+    seen_free(&s);
     ranks_ask(c, now);
 }
 

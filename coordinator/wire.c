@@ -91,7 +91,9 @@ static size_t output_bytes(const Gptoss__Output *m)
     size_t bytes = 4 * NUMBER_MAX + m->request_id.len;
     for (size_t i = 0; i < m->n_tokens; i++) {
         const Gptoss__Token *t = m->tokens[i];
-        bytes += 8 * NUMBER_MAX + t->n_top * 4 * NUMBER_MAX;
+        bytes += 10 * NUMBER_MAX + t->n_top * 6 * NUMBER_MAX + t->text.len;
+        for (size_t k = 0; k < t->n_top; k++)
+            bytes += t->top[k]->text.len;
         for (size_t k = 0; k < t->n_pieces; k++)
             bytes += 6 * NUMBER_MAX + t->pieces[k]->text.len +
                      (t->pieces[k]->recipient ? strlen(t->pieces[k]->recipient) : 0);
@@ -101,8 +103,10 @@ static size_t output_bytes(const Gptoss__Output *m)
 
 static void put_token(struct wire *w, const Gptoss__Token *m)
 {
+    put_bytes(w, 110, m->text.data, m->text.len);
     for (size_t i = m->n_top; i-- > 0;) {
         const uint8_t *end = w->at;
+        put_bytes(w, 110, m->top[i]->text.data, m->top[i]->text.len);
         put_float(w, 2, m->top[i]->logit);
         put_number(w, 1, m->top[i]->id);
         put_part(w, 6, end);

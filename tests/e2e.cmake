@@ -1,13 +1,22 @@
 # End-to-end tests: real processes. Debian's own Python has zmq and protobuf; where they are missing
 # the tests say so and are skipped.
 find_program(GPTOSS_PYTHON NAMES python3 PATHS /usr/bin NO_DEFAULT_PATH)
-foreach(name golden crowd sharing refusals programs seeing faults security journal clients)
+foreach(name golden crowd sharing refusals programs seeing faults security journal clients page)
   if(EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/e2e/${name}.py)
     add_test(NAME e2e-${name} COMMAND ${GPTOSS_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/e2e/${name}.py)
     set_tests_properties(e2e-${name} PROPERTIES
       TIMEOUT 280 SKIP_RETURN_CODE 77 LABELS e2e RUN_SERIAL TRUE
       ENVIRONMENT "GPTOSS_TEST_SOURCE=${PROJECT_SOURCE_DIR};GPTOSS_TEST_BUILD=${PROJECT_BINARY_DIR};PYTHONDONTWRITEBYTECODE=1")
   endif()
+endforeach()
+
+# The gateway over plain HTTP; and through the openai package, with the Python that
+# GPTOSS_TEST_OPENAI_PYTHON names where Debian's has none: skipped otherwise.
+foreach(name gateway gateway_openai)
+  add_test(NAME e2e-${name} COMMAND ${GPTOSS_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/e2e/${name}.py)
+  set_tests_properties(e2e-${name} PROPERTIES
+    TIMEOUT 280 SKIP_RETURN_CODE 77 LABELS e2e RUN_SERIAL TRUE
+    ENVIRONMENT "GPTOSS_TEST_SOURCE=${PROJECT_SOURCE_DIR};GPTOSS_TEST_BUILD=${PROJECT_BINARY_DIR};PYTHONDONTWRITEBYTECODE=1")
 endforeach()
 
 # Forms that take a while: gptoss_long_test(NAME SCRIPT TIMEOUT LABELS ARGUMENTS…). Longer ones by hand:
