@@ -6,6 +6,7 @@
  * Held: nothing crashes or leaks, what is refused is refused in OpenAI's form, what is asked can be unpacked,
  * answers and events are JSON.
  */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -73,7 +74,7 @@ void link_forget(struct gateway *g, struct choice *c, bool cancel)
 
 /* ── the coordinator ───────────────────────────────────────────────────────────────────────── */
 
-static void output(struct choice *c, const uint8_t *bytes, size_t size, uint32_t index)
+static void output(struct choice *c, const uint8_t *from, size_t size, uint32_t index)
 {
     static const struct {
         Gptoss__Piece__Channel channel;
@@ -89,7 +90,12 @@ static void output(struct choice *c, const uint8_t *bytes, size_t size, uint32_t
     Gptoss__Token t = GPTOSS__TOKEN__INIT, *tokens[] = {&t};
     Gptoss__Piece p = GPTOSS__PIECE__INIT, *pieces[] = {&p};
     Gptoss__Logit l = GPTOSS__LOGIT__INIT, *top[] = {&l};
+    uint8_t bytes[8];
+    for (size_t i = 0; i < size; i++)
+        bytes[i] = from[i] ? from[i] : ' '; /* jansson reads no name with a NUL in it */
     size_t kind = size > 0 ? bytes[0] % 5 : 0;
+    if (size > 2 && bytes[1] & 1)
+        t.logit = bytes[2] & 1 ? INFINITY : NAN;
     m.body_case = GPTOSS__SERVER_MESSAGE__BODY_OUTPUT;
     m.output = &o;
     o.request_id = (ProtobufCBinaryData){c->answer.id.size, (uint8_t *)c->answer.id.bytes};
@@ -100,7 +106,7 @@ static void output(struct choice *c, const uint8_t *bytes, size_t size, uint32_t
     t.pieces = pieces;
     t.n_top = c->call->request.top_logits > 0;
     t.top = top;
-    t.text = l.text = p.text = (ProtobufCBinaryData){size, (uint8_t *)(uintptr_t)bytes};
+    t.text = l.text = p.text = (ProtobufCBinaryData){size, bytes};
     p.channel = c->call->chat ? kinds[kind].channel : GPTOSS__PIECE__CHANNEL__RAW;
     p.recipient = (char *)(uintptr_t)(c->call->chat ? kinds[kind].recipient : "");
     p.message = c->call->chat ? kinds[kind].message : 0;
@@ -137,7 +143,7 @@ static void answer(struct choice *c, const uint8_t *bytes, size_t size, uint8_t 
 
 static void check_json(const char *bytes, size_t size)
 {
-    json_t *value = json_loadb(bytes, size, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, NULL);
+    json_t *value = json_loadb(bytes, size, JSON_ALLOW_NUL, NULL);
     if (!value) {
         fprintf(stderr, "this is no JSON: %.*s\n", (int)size, bytes);
         abort();
