@@ -450,6 +450,48 @@ static void takes_integers_of_64_bits_without_sign(void **state)
     json_decref(json);
 }
 
+static void the_prompt_ends_with_the_head_of_a_chosen_call(void **state)
+{
+    (void)state;
+    static const char tools[] = "[{\"type\":\"function\",\"function\":{\"name\":\"f\"}}]";
+    static const struct {
+        const char *choice, *end;
+    } cases[] = {
+        {"f",
+         "<|start|>assistant<|channel|>commentary to=functions.f <|constrain|>json<|message|>"},
+        {"required", "<|start|>assistant<|channel|>commentary to=functions"},
+        {"", "<|start|>assistant"},
+    };
+    json_t *json = json_pack("{s[{ss}]ss}", "messages", "role", "user", "tools", tools);
+    char err[256];
+    enum harmony_start start;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        Gptoss__Chat *chat = data_chat(json);
+        struct prompt p = {0};
+        struct text got = {0};
+        size_t specials;
+        chat->tool_choice = (char *)(uintptr_t)cases[i].choice;
+        assert_int_equal(harmony_render(&p, tokenizer, chat, &start, err, sizeof err), 0);
+        assert_int_equal(start, HARMONY_START_HEADER);
+        prompt_text(&p, tokenizer, &got, &specials);
+        size_t size = strlen(cases[i].end);
+        assert_true(got.size > size);
+        assert_string_equal(got.bytes + got.size - size, cases[i].end);
+        text_free(&got);
+        prompt_free(&p);
+        if (i == 0) { /* without tools there is nothing to choose */
+            struct prompt none = {0};
+            chat->tools_json.len = 0;
+            assert_int_equal(harmony_render(&none, tokenizer, chat, &start, err, sizeof err), -1);
+            assert_non_null(strstr(err, "no tools"));
+            prompt_free(&none);
+        }
+        chat->tool_choice = (char *)protobuf_c_empty_string;
+        data_chat_free(chat);
+    }
+    json_decref(json);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -465,6 +507,7 @@ int main(void)
         cmocka_unit_test(refuses_tools_that_are_not_in_the_form_of_openai),
         cmocka_unit_test(refuses_tools_beyond_all_bounds),
         cmocka_unit_test(takes_integers_of_64_bits_without_sign),
+        cmocka_unit_test(the_prompt_ends_with_the_head_of_a_chosen_call),
     };
     return cmocka_run_group_tests(tests, open_all, close_all);
 }

@@ -562,6 +562,39 @@ static void any_ids_are_survived(void **state)
     }
 }
 
+/* From where the prompt of a chat with a tool_choice leaves off. */
+static void goes_on_from_a_chosen_tool(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *choice, *stream, *want;
+    } cases[] = {
+        {"get_weather", "{\"city\":1}<|call|>",
+         "commentary to functions.get_weather: {\"city\":1}"},
+        {"functions.f", "<|call|>", "commentary to functions.f: "},
+        {"required", ".f <|constrain|>json<|message|>{}<|call|>", "commentary to functions.f: {}"},
+        {"required",
+         ".f<|message|>{}<|end|><|start|>assistant<|channel|>final<|message|>x<|return|>",
+         "commentary to functions.f: {}\nfinal: x"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct tokens ids = {0};
+        struct heard h = {0};
+        struct harmony_parser *p = harmony_parser_create(tokenizer, HARMONY_START_HEADER);
+        harmony_parser_choose(p, cases[i].choice);
+        encode(cases[i].stream, false, &ids);
+        for (size_t k = 0; k < ids.count; k++)
+            harmony_parser_add(p, ids.ids[k], hear, &h);
+        assert_true(harmony_parser_called(p));
+        assert_int_equal(harmony_parser_reasoning_tokens(p), 0);
+        harmony_parser_end(p, hear, &h);
+        assert_string_equal(h.lines.bytes, cases[i].want);
+        harmony_parser_destroy(p);
+        text_free(&h.lines);
+        tokens_free(&ids);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -575,6 +608,7 @@ int main(void)
         cmocka_unit_test(special_tokens_inside_a_text_are_skipped),
         cmocka_unit_test(a_header_that_never_ends_becomes_text),
         cmocka_unit_test(goes_on_from_an_assistant_prefix),
+        cmocka_unit_test(goes_on_from_a_chosen_tool),
         cmocka_unit_test(raw_text_names_its_special_tokens),
         cmocka_unit_test(content_comes_out_with_its_token),
         cmocka_unit_test(half_a_character_waits_and_is_flushed_at_the_end),

@@ -119,8 +119,8 @@ static void write_top(struct text *out, const struct choice *c, size_t token)
     for (size_t k = 0; k < n && k < c->call->top_logprobs; k++) {
         text_print(out, k == 0 ? "" : ",");
         write_token_text(out, a, a->top[first + k].text_first, a->top[first + k].text_size);
-        text_print(out, ":%.7g",
-                   (double)a->top[first + k].logit - (double)a->tokens[token].log_sum_exp);
+        text_print(out, ":");
+        write_number(out, (double)a->top[first + k].logit - (double)a->tokens[token].log_sum_exp);
     }
     text_print(out, "}");
 }
@@ -136,8 +136,10 @@ static void write_logprobs(struct text *out, struct choice *c, size_t first, siz
         write_token_text(out, a, t->text_first, t->text_size);
     }
     text_print(out, "],\"token_logprobs\":[");
-    for (size_t i = first; i < end; i++)
-        text_print(out, i == first ? "%.7g" : ",%.7g", token_logprob(a, c->shown[i]));
+    for (size_t i = first; i < end; i++) {
+        text_print(out, i == first ? "" : ",");
+        write_number(out, token_logprob(a, c->shown[i]));
+    }
     text_print(out, "],\"top_logprobs\":");
     if (c->call->top_logprobs > 0) {
         text_print(out, "[");

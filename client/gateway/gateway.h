@@ -298,6 +298,7 @@ bool part_is_text(const struct answer_part *part); /* of the answer, preambles i
 void logprobs_take(struct choice *choice, const struct answer_part *part, bool first);
 /* Entries of shown tokens from `first` to `end`, in chat's form, between brackets. */
 void logprobs_write(struct text *out, const struct choice *choice, size_t first, size_t end);
+void write_number(struct text *out, double value); /* JSON, whatever it is */
 double token_logprob(const struct answer *a, size_t token);
 void top_of(const struct answer *a, size_t token, size_t *first, size_t *n);
 void tool_call_id(struct text *out, const struct choice *choice, size_t index);

@@ -88,7 +88,7 @@ void logprobs_take(struct choice *c, const struct answer_part *part, bool first)
     c->pending = a->n_tokens;
 }
 
-static void write_number(struct text *out, double value)
+void write_number(struct text *out, double value)
 {
     /* JSON has no infinity; OpenAI says -9999 for what cannot be. */
     text_print(out, "%.7g", isfinite(value) ? value : -9999.0);
