@@ -679,8 +679,11 @@ static void makes_jobs_of_the_head_while_the_steps_wait(void **state)
     struct kernels_row rows[CHAIN_ROWS];
     for (uint32_t round = 0; round < 2; round++) { /* sampled without filters; with them */
         chain_begin(c);
-        for (uint32_t s = 0; s < 4; s++)
-            chain_row(c, s, round, &(int32_t){5}, 1, 0)->top_p = round ? 0.9f : 1;
+        for (uint32_t s = 0; s < 4; s++) {
+            struct kernels_row *row = chain_row(c, s, round, &(int32_t){5}, 1, 0);
+            row->temperature = 1;
+            row->top_p = round ? 0.9f : 1;
+        }
         chain_run(c); /* all kernels have run once, and the step's rows are picked */
         *g.word = 0;
         struct kernels_step step = c->step;
