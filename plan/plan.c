@@ -30,6 +30,7 @@ enum {
     STEP_SAMPLES_MIN = 64,
     REFERENCE_DEPTH = 1024, /* positions before the rows that layers are cut for */
     HEAD_JOBS = 4,          /* a step's in the making, the next one's on their way */
+    GPU_SPARE = 64,         /* of a GPU's free memory this part is left */
     SEQUENCES_MAX = 1 << 20,
     STEP_TOKENS_MAX = 1 << 20,
 };
@@ -375,6 +376,9 @@ static void fill_share(const struct plan_options *options, uint64_t *share)
                 least = other->memory_free_bytes;
         }
         share[s] = least / n_ranks;
+        /* Graphs and the libraries of transports take device memory that nobody counts. */
+        if (!rank->weights_in_place)
+            share[s] -= share[s] / GPU_SPARE;
     }
 }
 

@@ -23,6 +23,9 @@ enum {
     HEAD_BLOCK_BYTES = 32, /* what a part of a cut head says of a row: of each 1,024 ids, */
     HEAD_TOP_BYTES = 264,  /* the best ones, and all logits */
     HEAD_JOB_BYTES = 8192,
+    /* of a GPU (kernels/cuda): */
+    GPU_HEAD_ROWS = 64,
+    GPU_ATTENTION_ROWS = 16, /* query heads of a block */
 };
 
 uint64_t stage_add(uint64_t a, uint64_t b)
@@ -110,8 +113,10 @@ static uint64_t layer_extra_bytes(const struct gguf_layer *layer)
     uint64_t extra = 0;
     for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++) {
         const struct gguf_tensor *matrix = matrices[i];
-        uint64_t held = held_bytes(matrix, matrix->bytes / matrix->row_bytes, 2);
+        uint64_t rows = matrix->bytes / matrix->row_bytes, held = held_bytes(matrix, rows, 2);
         extra = stage_add(extra, held - matrix->bytes); /* never fewer */
+        if (matrix->type == GGUF_MXFP4)                 /* and each row's largest scale */
+            extra = stage_add(extra, stage_multiply(rows, 4));
     }
     return extra;
 }
@@ -163,6 +168,26 @@ static uint64_t head_bytes(const struct gguf_model *model, const struct plan *pl
         if (last || part == s)
             job = stage_add(job, reply_bytes(rows, plan->head_counts[part]));
     return stage_add(scratch, stage_multiply(plan->head_jobs, job));
+}
+
+/* What a GPU takes besides what CPUs do: for each row of a step the partial results of its attention,
+ * of each chunk of keys (attention.cu: 256 keys, beyond 8,192 1,024), and the head's additional rows. */
+static uint64_t gpu_bytes(const struct gguf_model *model, const struct plan *plan,
+                          const struct plan_stage *stage)
+{
+    uint64_t positions = stage_blocks(plan->context) * BLOCK_TOKENS;
+    uint64_t chunks =
+        positions <= 8192 ? (positions + 255) / 256 : 32 + (positions - 8192 + 1023) / 1024;
+    uint64_t heads = model->kv_heads ? model->heads / model->kv_heads : 0;
+    uint64_t blocks = (uint64_t)model->kv_heads *
+                      ((heads + GPU_ATTENTION_ROWS - 1) / GPU_ATTENTION_ROWS) * GPU_ATTENTION_ROWS;
+    uint64_t row = stage_multiply(blocks * chunks, ((uint64_t)model->head_dim + 2) * 4);
+    uint64_t rows = plan->step_samples < GPU_HEAD_ROWS ? plan->step_samples : GPU_HEAD_ROWS;
+    uint64_t head = stage_multiply(rows, 4 * ((uint64_t)stage->head_count + model->hidden));
+    /* The merging of the whole vocabulary, on the last stage. */
+    if (stage->layer_first + stage->layer_count == model->n_layers && plan->head_jobs)
+        head = stage_add(head, stage_multiply(rows, 4 * (uint64_t)model->vocabulary));
+    return stage_add(stage_multiply(plan->step_rows, row), head);
 }
 
 /* What a rank takes besides weights and KV, a little more than the CPU backends do (a test compares).
@@ -246,5 +271,7 @@ void stage_fill(const struct draft *draft, uint32_t s, struct plan_stage *stage)
     const struct plan_rank *ranks = draft->options->ranks;
     stage->weights_bytes = weights_bytes(model, s == 0, !ranks || ranks[s].weights_in_place, stage);
     stage->activation_bytes = activation_bytes(model, plan, s, stage);
+    if (ranks && !ranks[s].weights_in_place)
+        stage->activation_bytes = stage_add(stage->activation_bytes, gpu_bytes(model, plan, stage));
     stage->memory_bytes = draft->share[s];
 }

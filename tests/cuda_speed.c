@@ -2,10 +2,12 @@
  * cuda_speed: times whole steps of one stage that holds the whole model, on the device itself
  * (kernels_stage_busy_seconds) and by the wall clock.
  *
- *     cuda_speed MODEL DEPTH BATCH… [pp:TOKENS]… [profile]
+ *     cuda_speed MODEL DEPTH BATCH… [pp:TOKENS]… [variant:BITS]… [pause:SECONDS] [profile]
  *
  * For each BATCH: that many sequences of random tokens decode from DEPTH on; for each pp: a prompt of
- * so many tokens in chunks of at most 2,048. After `profile` each is run once more between
+ * so many tokens in chunks of at most 2,048. With variants all of it is done with each, twice, in turn
+ * (CUDA_VARIANT_… in kernels/cuda/device.cuh; the model is loaded each time), with pause:SECONDS
+ * between, to cool. After `profile` each is run once more between
  * cudaProfilerStart and cudaProfilerStop (ncu --profile-from-start off).
  */
 #include "gguf/gguf.h"
@@ -18,6 +20,8 @@
 #include <time.h>
 
 enum { BLOCK = 64, STEP = 2048, LANES = 4 };
+
+extern uint32_t cuda_variant; /* kernels/cuda/device.cuh */
 
 static struct kernels_stage *stage;
 static const struct gguf_model *model;
@@ -163,22 +167,55 @@ static void prompt(uint32_t n, uint32_t entries)
     fflush(stdout);
 }
 
+/* What an argument asks for: 0 where it is of another kind. */
+static uint32_t number_of(const char *argument, const char *kind)
+{
+    size_t n = strlen(kind);
+    return strncmp(argument, kind, n) ? 0 : (uint32_t)atoi(argument + n);
+}
+
+/* Makes the stage and does all that is asked for. */
+static void run(struct kernels *k, const struct kernels_stage_options *options, uint32_t depth,
+                int argc, char **argv)
+{
+    struct kernels_footprint footprint;
+    uint32_t entries = options->context / BLOCK;
+    kernels_stage_footprint(k, model, options, &footprint);
+    double begin = now();
+    if (kernels_stage_create(&stage, k, model, options, err, sizeof err))
+        die();
+    printf("variant %u, loaded in %.2f s: weights %.2f GB, KV %.2f, buffers %.2f\n", cuda_variant,
+           now() - begin, (double)footprint.weights_bytes * 1e-9, (double)footprint.kv_bytes * 1e-9,
+           (double)footprint.activation_bytes * 1e-9);
+    fflush(stdout);
+    for (int i = 3; i < argc; i++)
+        if (!strcmp(argv[i], "profile"))
+            profile = true;
+        else if (number_of(argv[i], "pp:"))
+            prompt(number_of(argv[i], "pp:"), entries);
+        else if (number_of(argv[i], ""))
+            decode(number_of(argv[i], ""), depth, profile ? 2 : 100, entries);
+    kernels_stage_destroy(stage);
+}
+
 int main(int argc, char **argv)
 {
     struct gguf_file *file;
     struct gguf_model *m;
     struct kernels *k;
     uint32_t most = 1, depth = argc > 2 ? (uint32_t)atoi(argv[2]) : 0, longest = depth + 256;
+    uint32_t pause = 0;
+    bool varied = false;
     if (argc < 3) {
-        fprintf(stderr, "usage: cuda_speed MODEL DEPTH BATCH... [pp:TOKENS]...\n");
+        fprintf(stderr, "usage: cuda_speed MODEL DEPTH BATCH... [pp:TOKENS]... [variant:BITS]... "
+                        "[pause:SECONDS] [profile]\n");
         return 2;
     }
     for (int i = 3; i < argc; i++) {
-        uint32_t n = (uint32_t)atoi(argv[i] + (strncmp(argv[i], "pp:", 3) ? 0 : 3));
-        if (strncmp(argv[i], "pp:", 3))
-            most = n > most ? n : most;
-        else
-            longest = n > longest ? n : longest;
+        uint32_t batch = number_of(argv[i], ""), tokens = number_of(argv[i], "pp:");
+        most = batch > most ? batch : most;
+        longest = tokens > longest ? tokens : longest;
+        pause += number_of(argv[i], "pause:");
     }
     if (gguf_open(&file, argv[1], err, sizeof err) ||
         gguf_model_create(&m, file, err, sizeof err) ||
@@ -186,35 +223,29 @@ int main(int argc, char **argv)
         die();
     model = m;
     uint32_t entries = (longest + BLOCK - 1) / BLOCK;
-    struct kernels_stage_options options = {.layer_count = m->n_layers,
-                                            .head_count = m->vocabulary,
-                                            .kv_type = KERNELS_KV_F16,
-                                            .block_tokens = BLOCK,
-                                            .full_blocks = most * entries,
-                                            .window_blocks = most * entries,
-                                            .slots = most,
-                                            .context = entries * BLOCK,
-                                            .lanes = LANES,
-                                            .step_rows = most,
-                                            .step_tokens = STEP,
-                                            .step_samples = most};
-    struct kernels_footprint footprint;
-    kernels_stage_footprint(k, m, &options, &footprint);
-    double begin = now();
-    if (kernels_stage_create(&stage, k, m, &options, err, sizeof err))
-        die();
-    printf("loaded in %.2f s: weights %.2f GB, KV %.2f, buffers %.2f\n", now() - begin,
-           (double)footprint.weights_bytes * 1e-9, (double)footprint.kv_bytes * 1e-9,
-           (double)footprint.activation_bytes * 1e-9);
-    fflush(stdout);
-    for (int i = 3; i < argc; i++)
-        if (!strcmp(argv[i], "profile"))
-            profile = true;
-        else if (!strncmp(argv[i], "pp:", 3))
-            prompt((uint32_t)atoi(argv[i] + 3), entries);
-        else
-            decode((uint32_t)atoi(argv[i]), depth, profile ? 2 : 100, entries);
-    kernels_stage_destroy(stage);
+    const struct kernels_stage_options options = {.layer_count = m->n_layers,
+                                                  .head_count = m->vocabulary,
+                                                  .kv_type = KERNELS_KV_F16,
+                                                  .block_tokens = BLOCK,
+                                                  .full_blocks = most * entries,
+                                                  .window_blocks = most * entries,
+                                                  .slots = most,
+                                                  .context = entries * BLOCK,
+                                                  .lanes = LANES,
+                                                  .step_rows = most,
+                                                  .step_tokens = STEP,
+                                                  .step_samples = most};
+    for (int round = 0; round < 2; round++)
+        for (int i = 3; i < argc; i++) {
+            if (strncmp(argv[i], "variant:", 8))
+                continue;
+            varied = true;
+            cuda_variant = number_of(argv[i], "variant:");
+            run(k, &options, depth, argc, argv);
+            nanosleep(&(struct timespec){.tv_sec = pause}, NULL);
+        }
+    if (!varied)
+        run(k, &options, depth, argc, argv);
     kernels_destroy(k);
     gguf_model_destroy(m);
     gguf_close(file);

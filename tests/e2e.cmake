@@ -32,6 +32,13 @@ gptoss_long_test(soak soak.py 180 e2e --seconds 30)
 gptoss_long_test(chaos-long chaos.py 600 "e2e;long" --kills 100)
 gptoss_long_test(soak-long soak.py 480 "e2e;long" --seconds 300)
 
+# The command for GPU hosts, tried out on the CPU with a few of its parts.
+add_test(NAME e2e-gpu-check COMMAND ${GPTOSS_PYTHON} ${PROJECT_SOURCE_DIR}/scripts/gpu-check --device cpu
+  --build ${PROJECT_BINARY_DIR} --report ${PROJECT_BINARY_DIR}/gpu-report.md --minutes 3
+  --only file,decode,coordinator,ready,load256,simulate,ipc)
+set_tests_properties(e2e-gpu-check PROPERTIES TIMEOUT 200 LABELS e2e RUN_SERIAL TRUE
+  ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
+
 if(GPTOSS_HAVE_CUDA)
   add_test(NAME e2e-gpu-golden COMMAND ${GPTOSS_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/e2e/gpu_golden.py
     ${PROJECT_BINARY_DIR}/bin ${PROJECT_SOURCE_DIR}/models/gptoss-tiny-mxfp4.gguf

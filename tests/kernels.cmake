@@ -23,4 +23,5 @@ if(GPTOSS_HAVE_CUDA)
   # Not a test: times whole steps of a stage (tests/cuda_speed.c says how it is called).
   add_executable(cuda_speed EXCLUDE_FROM_ALL cuda_speed.c)
   target_link_libraries(cuda_speed PRIVATE gptoss_kernels gptoss_flags)
+  set_target_properties(cuda_speed PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/tests)
 endif()

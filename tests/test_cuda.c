@@ -7,11 +7,14 @@
 #include "kernels/ops.h"
 #include "kernels_chain.h"
 
+#include <cuda.h>
 #include <time.h>
 #include <unistd.h>
 
-#define MODEL   GPTOSS_SOURCE_DIR "/models/gptoss-tiny-mxfp4.gguf"
-#define FORMATS GPTOSS_SOURCE_DIR "/models/gptoss-tiny-Q4_K_M.gguf"
+#define MODEL   "models/gptoss-tiny-mxfp4.gguf"
+#define FORMATS "models/gptoss-tiny-Q4_K_M.gguf"
+
+extern uint32_t cuda_variant; /* kernels/cuda/device.cuh */
 
 static struct kernels *reference, *cuda;
 static struct gguf_file *file;
@@ -613,6 +616,205 @@ static void gives_the_same_bits_from_a_cut_head(void **state)
     }
 }
 
+/* ── streams that wait ─────────────────────────────────────────────────────────────────────── */
+
+static uint64_t now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+}
+
+/* A word of host memory for which streams wait, as they do for a neighbour. */
+struct gate {
+    uint32_t *word;
+    CUresult (*wait)(CUstream, CUdeviceptr, cuuint32_t, unsigned);
+};
+
+static struct gate gate_create(void)
+{
+    struct gate g = {NULL, NULL};
+    void *entry = NULL, *word = NULL;
+    enum cudaDriverEntryPointQueryResult found;
+    assert_int_equal(cudaHostAlloc(&word, sizeof *g.word, cudaHostAllocMapped), cudaSuccess);
+    assert_int_equal(cudaGetDriverEntryPointByVersion("cuStreamWaitValue32", &entry, 12000,
+                                                      cudaEnableDefault, &found),
+                     cudaSuccess);
+    memcpy(&g.wait, &entry, sizeof entry);
+    g.word = word;
+    *g.word = 0;
+    return g;
+}
+
+static void gate_close(const struct gate *g, cudaStream_t stream)
+{
+    assert_int_equal(g->wait(stream, (CUdeviceptr)(uintptr_t)g->word, 1, CU_STREAM_WAIT_VALUE_GEQ),
+                     0);
+}
+
+static void gate_open(const struct gate *g)
+{
+    __atomic_store_n(g->word, 1, __ATOMIC_SEQ_CST);
+}
+
+/* A job of a cut head, of the chain's step: false if it is not done in five seconds. */
+static bool job_is_done(struct chain *c, uint32_t stage)
+{
+    int done = 0;
+    for (uint64_t begin = now_ms(); !done && now_ms() - begin < 5000;)
+        done = kernels_stage_head_test(c->stages[stage], 0, c->err, sizeof c->err);
+    return done == 1;
+}
+
+/* The stages' streams wait, with steps queued behind: jobs of the step before go through all the same.
+ * In a pipeline it is their results that end the wait. */
+static void makes_jobs_of_the_head_while_the_steps_wait(void **state)
+{
+    (void)state;
+    static const uint32_t ends[] = {12, 24}, parts[] = {2048, 2048};
+    struct kernels_stage_options options = {
+        .kv_type = KERNELS_KV_F16, .head_parts = parts, .lanes = 4};
+    struct chain *c = chain_create(model, &on_cuda, 2, ends, options);
+    struct gate g = gate_create();
+    struct kernels_row rows[CHAIN_ROWS];
+    for (uint32_t round = 0; round < 2; round++) { /* sampled without filters; with them */
+        chain_begin(c);
+        for (uint32_t s = 0; s < 4; s++) {
+            struct kernels_row *row = chain_row(c, s, round, &(int32_t){5}, 1, 0);
+            row->temperature = 1;
+            row->top_p = round ? 0.9f : 1;
+        }
+        chain_run(c); /* all kernels have run once, and the step's rows are picked */
+        *g.word = 0;
+        struct kernels_step step = c->step;
+        memcpy(rows, c->rows, sizeof rows);
+        step.rows = rows;
+        for (uint32_t i = 0; i < 2; i++)
+            gate_close(&g, kernels_stage_stream(c->stages[i]));
+        for (uint32_t ahead = 1; ahead <= 3; ahead++) {
+            chain_begin(c);
+            chain_row(c, 4 + ahead, round, &(int32_t){7}, 1, 0);
+            for (uint32_t i = 0; i < 2; i++)
+                if (kernels_stage_step(c->stages[i], (c->lane + ahead) % 4, &c->step, c->err,
+                                       sizeof c->err))
+                    fail_msg("%s", c->err);
+        }
+        bool done = true;
+        for (uint32_t i = 0; i < 2; i++) {
+            if (kernels_stage_head(c->stages[i], 0, c->lane, &step, 0, 4, c->err, sizeof c->err))
+                fail_msg("%s", c->err);
+            done &= job_is_done(c, i);
+        }
+        if (done && kernels_stage_merge(c->stages[1], 0, c->err, sizeof c->err))
+            fail_msg("%s", c->err);
+        done = done && job_is_done(c, 1);
+        for (uint32_t i = 0; i < 2; i++)
+            assert_int_equal(cudaStreamQuery(kernels_stage_stream(c->stages[i])),
+                             cudaErrorNotReady);
+        gate_open(&g);
+        if (!done)
+            fail_msg("round %u: a job waited for the steps behind which it was queued: %s", round,
+                     c->err);
+        for (uint32_t ahead = 1; ahead <= 3; ahead++) {
+            uint32_t lane = c->lane;
+            c->lane = (lane + ahead) % 4;
+            for (uint32_t i = 0; i < 2; i++)
+                chain_wait(c, i);
+            c->lane = lane;
+        }
+    }
+    cudaFreeHost(g.word);
+    chain_destroy(c);
+}
+
+/* Not a promise of ours, but why copy.cu is there. */
+static void tells_whether_copies_hold_each_other_up(void **state)
+{
+    (void)state;
+    cudaStream_t streams[2];
+    void *host, *device;
+    struct gate g = gate_create();
+    assert_int_equal(cudaHostAlloc(&host, 64, cudaHostAllocDefault), cudaSuccess);
+    assert_int_equal(cudaMalloc(&device, 512), cudaSuccess);
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(cudaStreamCreateWithPriority(&streams[i], cudaStreamNonBlocking, -3 * i),
+                         cudaSuccess);
+    gate_close(&g, streams[0]);
+    cudaMemcpyAsync(device, host, 64, cudaMemcpyHostToDevice, streams[0]);
+    cudaMemcpyAsync((char *)device + 256, host, 64, cudaMemcpyHostToDevice, streams[1]);
+    bool passed = false;
+    for (uint64_t begin = now_ms(); !passed && now_ms() - begin < 500;)
+        passed = cudaStreamQuery(streams[1]) == cudaSuccess;
+    print_message("a copy %s one that was queued before on a stream that waits\n",
+                  passed ? "passes" : "is held up by");
+    gate_open(&g);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(cudaStreamSynchronize(streams[i]), cudaSuccess);
+        cudaStreamDestroy(streams[i]);
+    }
+    cudaFree(device);
+    cudaFreeHost(host);
+    cudaFreeHost(g.word);
+}
+
+/* ── one sequence, nothing waited for ──────────────────────────────────────────────────────── */
+
+/* Decodes `n` tokens from `at` on with as many steps queued as there are lanes. */
+static void decode_ahead(struct chain *c, uint32_t at, uint32_t n, struct kernels_sample *samples)
+{
+    uint32_t lanes = c->options.lanes, slot = 0;
+    for (uint32_t i = 0; i < n + lanes; i++) {
+        c->lane = i % lanes;
+        if (i >= lanes) {
+            chain_wait(c, 0);
+            samples[i - lanes] = *chain_sample(c, 0);
+        }
+        if (i >= n)
+            continue;
+        chain_begin(c);
+        struct kernels_row *row = chain_row(c, 0, at + i, &(int32_t){KERNELS_TOKEN_SAMPLED}, 1, 0);
+        row->temperature = 1;
+        row->seed = 3;
+        if (kernels_stage_step(c->stages[0], c->lane, &c->step, c->err, sizeof c->err) ||
+            kernels_stage_ring(c->stages[0], c->lane, &slot, 1, c->err, sizeof c->err))
+            fail_msg("%s", c->err);
+    }
+}
+
+/* Steps of one token have kernels of their own, which start before the ones in front have ended: from
+ * graphs, launched one by one, and in each variant that cuda_speed compares. */
+static void gives_the_same_bits_for_one_sequence_again_and_again(void **state)
+{
+    (void)state;
+    enum {
+        PROMPT = 250,
+        STEPS = 300
+    }; /* over the window, and from one chunk of keys to the next */
+    static struct kernels_sample want[STEPS], got[STEPS];
+    static const uint32_t variants[] = {0, 0, 0, 1, 2, 4, 7, 0};
+    int32_t tokens[PROMPT];
+    make_text(70, tokens, PROMPT);
+    for (size_t v = 0; v < sizeof variants / sizeof *variants; v++) {
+        struct kernels_stage_options options = {
+            .keep_logits = v == 1, .kv_type = KERNELS_KV_F16, .lanes = 4};
+        cuda_variant = variants[v];
+        struct chain *c = chain_create(model, &on_cuda, 1, &model->n_layers, options);
+        chain_begin(c);
+        chain_row(c, 0, 0, tokens, PROMPT, PROMPT - 1);
+        chain_run(c);
+        decode_ahead(c, PROMPT, STEPS, v ? got : want);
+        chain_destroy(c);
+        for (uint32_t i = 0; v && i < STEPS; i++)
+            if (got[i].token != want[i].token ||
+                memcmp(&got[i].logit, &want[i].logit, sizeof(float)) ||
+                memcmp(&got[i].log_sum_exp, &want[i].log_sum_exp, sizeof(float)))
+                fail_msg("run %zu, variant %u: token %u is %d with %.9g, before %d with %.9g", v,
+                         variants[v], i, got[i].token, (double)got[i].logit, want[i].token,
+                         (double)want[i].logit);
+    }
+    cuda_variant = 0;
+}
+
 static void says_what_it_is(void **state)
 {
     (void)state;
@@ -841,6 +1043,8 @@ int main(int argc, char **argv)
 {
     char err[256];
     struct kernels *k;
+    setenv("CUDA_DEVICE_MAX_CONNECTIONS", "8", 0); /* as gptoss-worker does */
+    setenv("CUDA_MODULE_LOADING", "EAGER", 0);
     if (kernels_create(&k, &on_cuda, err, sizeof err)) {
         print_message("%s\n", err);
         return 77;
@@ -863,6 +1067,9 @@ int main(int argc, char **argv)
         cmocka_unit_test(gives_the_same_bits_from_graphs),
         cmocka_unit_test(samples_by_the_rule),
         cmocka_unit_test(gives_the_same_bits_from_a_cut_head),
+        cmocka_unit_test(gives_the_same_bits_for_one_sequence_again_and_again),
+        cmocka_unit_test(makes_jobs_of_the_head_while_the_steps_wait),
+        cmocka_unit_test(tells_whether_copies_hold_each_other_up),
         cmocka_unit_test(tells_when_a_step_is_done),
     };
     if (argc > 1)

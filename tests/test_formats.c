@@ -12,7 +12,7 @@
 #include <jansson.h>
 #include <unistd.h>
 
-#define GOLDEN          GPTOSS_SOURCE_DIR "/tests/data/formats.json"
+#define GOLDEN          "tests/data/formats.json"
 #define BOUND           5e-4
 #define BOUND_OF_HALVES 1e-2 /* a GPU's activations, and there weights, have 11 bits */
 

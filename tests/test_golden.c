@@ -9,7 +9,7 @@
 
 #include <jansson.h>
 
-#define MODELS GPTOSS_SOURCE_DIR "/models/gptoss-tiny-"
+#define MODELS "models/gptoss-tiny-"
 
 /* MXFP4 and Q8_0; Q4_K, Q5_0 and Q8_0. */
 static const char *const models[] = {"mxfp4", "Q4_K_M"};

@@ -220,6 +220,41 @@ static void two_edges_that_are_stuck_behind_each_other_are_aborted(void **state)
     transport_close(out);
 }
 
+/* As the last stage does with a cut head: its stream waits for the input of a step, which rank 0 sends
+ * when it has the samples of the step before; these are sent beside the stream, without waiting for it. */
+static void a_send_that_is_ready_passes_a_stream_that_waits(void **state)
+{
+    (void)state;
+    enum { ROUNDS = 8 };
+    struct transport_edge *data = must_open(0, 5000), *ring = must_open(1, 5000);
+    for (int round = 0; round < ROUNDS; round++) {
+        struct transport_transfer input, samples;
+        if (self == 0) {
+            post(ring, &samples, 2, 256, false);
+            cuda(cudaMemcpyAsync(host, memory + 2 * (size_t)ROOM, 256, cudaMemcpyDeviceToHost,
+                                 stream));
+            post(data, &input, 0, ROW, false);
+        } else {
+            unsigned char *from = memory + 2 * (size_t)ROOM;
+            cuda(cudaMemsetAsync(from, round + 1, 256, stream));
+            cuda(cudaStreamSynchronize(stream));
+            post(data, &input, 0, ROW, false);
+            cuda(cudaMemsetAsync(memory + ROOM, round, ROW, stream)); /* layers */
+            samples = (struct transport_transfer){
+                .what = "samples", .step = 7, .buffer = 2, .beside = true, .ready = true};
+            if (transport_send(ring, &samples, from, 256, err, sizeof err))
+                fail_msg("%s", err);
+        }
+        finish(ring, &samples);
+        finish(data, &input);
+        cuda(cudaStreamSynchronize(stream));
+        if (self == 0 && (host[0] != round + 1 || host[255] != round + 1))
+            fail_msg("round %d brought %d", round, host[0]);
+    }
+    transport_close(data);
+    transport_close(ring);
+}
+
 static int third_call_gives_up(void *arg)
 {
     return ++*(int *)arg == 3;
@@ -303,6 +338,7 @@ int main(int argc, char **argv)
         return 1;
     }
     setenv("CUDA_DEVICE_MAX_CONNECTIONS", "8", 0); /* as gptoss-worker does */
+    setenv("CUDA_MODULE_LOADING", "EAGER", 0);
     self = world->info.rank;
     transport = transport_find(argc > 1 ? argv[1] : "ipc");
     if (world->info.size != 2 || !transport || cudaGetDeviceCount(&gpus) != cudaSuccess || !gpus) {
@@ -337,6 +373,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         CASE(transfers_keep_their_place_in_the_stream),
         CASE(what_is_queued_behind_a_transfer_beside_the_stream_does_not_wait),
+        CASE(a_send_that_is_ready_passes_a_stream_that_waits),
         CASE(a_late_receive_is_named_and_abort_lets_the_stream_go),
         CASE(a_send_that_nobody_takes_is_late_too),
         CASE(two_edges_that_are_stuck_behind_each_other_are_aborted),

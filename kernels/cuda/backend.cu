@@ -10,6 +10,9 @@
 #define CAPABILITY_MIN 80 /* mma.m16n8k16 of halves, cp.async */
 
 bool cuda_starts_early;
+extern "C" {
+uint32_t cuda_variant;
+}
 
 static int create(struct kernels **out, const struct kernels_options *options, char *err,
                   size_t err_size)

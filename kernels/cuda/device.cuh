@@ -265,6 +265,16 @@ int cuda_rmsnorm_picked(const struct cuda_step *step, uint32_t first, const floa
                         cudaStream_t stream);
 int cuda_to_half(const float *x, __half *out, uint64_t n, cudaStream_t stream);
 
+/* copy.cu: between pinned host memory and the device, without the copy engine: not held up by copies
+ * that other streams have queued. Bytes and addresses are multiples of 4. */
+struct cuda_piece {
+    void *to;
+    const void *from; /* NULL: zeros */
+    uint32_t width, rows;
+    uint64_t to_pitch, from_pitch; /* from row to row */
+};
+int cuda_copy(const struct cuda_piece *pieces, uint32_t n, cudaStream_t stream);
+
 /* attention.cu */
 struct cuda_attention {
     const struct cuda_step *step;
@@ -394,6 +404,16 @@ int cuda_limits(struct kernels *k, struct kernels_limits *limits);
 /* backend.cu: the devices of this process let a kernel start before the one in front has ended
  * (compute capability 9.0). */
 extern bool cuda_starts_early;
+
+/* What tests/cuda_speed.c compares (`variant:BITS`); 0 otherwise. The bits of results are the same.
+ * Chosen when a stage is made: its graphs keep what was chosen. */
+#define CUDA_VARIANT_ORDER                                                                         \
+    1 /* head's weights leave the L2 first; squares beside the logits' parts */
+#define CUDA_VARIANT_DEAL   2 /* items of gate and up go to whichever CTA is free */
+#define CUDA_VARIANT_ENGINE 4 /* a step's description by the copy engine */
+extern "C" {
+extern uint32_t cuda_variant;
+}
 
 /* A kernel that may start before the one in front of it has ended: it waits by itself, with
  * ptx_wait_previous, before it reads or writes anything that others write or read. */

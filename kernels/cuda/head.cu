@@ -3,9 +3,11 @@
  * last stage the replies of all parts as samples.
  *
  * Jobs have a stream of their own, of higher priority than that of the steps, so that they do not wait
- * for layers that are queued; their buffers on the device are their own too, one set, as jobs follow
- * each other. A job is described as a step is (device.cuh): token i of it is its sample i, and the
- * token's `slot` is the place of the row among those whose logits are all passed on.
+ * for layers that are queued, nor where those wait for a neighbour who waits for a reply: so nothing of
+ * a job may use what layers occupy while they wait (copy.cu). Their buffers on the device are their own
+ * too, one set, as jobs follow each other. A job is described as a step is (device.cuh): token i of it
+ * is its sample i, and the token's `slot` is the place of the row among those whose logits are all
+ * passed on.
  */
 #include "kernels/cuda/device.cuh"
 
@@ -43,20 +45,14 @@ static int check(struct cuda_stage *stage, cudaError_t error)
     return -1;
 }
 
-static int copy(struct cuda_stage *stage, void *to, const void *from, uint64_t bytes,
-                enum cudaMemcpyKind kind)
+static int copy_pieces(struct cuda_stage *stage, const struct cuda_piece *pieces, uint32_t n)
 {
-    return check(stage, cudaMemcpyAsync(to, from, bytes, kind, stage->head_stream));
+    return cuda_copy(pieces, n, stage->head_stream) ? check(stage, cudaErrorLaunchFailure) : 0;
 }
 
-/* Rows of `width` bytes that lie one behind another in host memory, to columns of a wider matrix. */
-static int copy_columns(struct cuda_stage *stage, void *to, uint64_t pitch, const void *from,
-                        uint64_t width, uint32_t rows)
+static struct cuda_piece piece_of(void *to, const void *from, uint64_t bytes)
 {
-    if (rows == 0)
-        return 0;
-    return check(stage, cudaMemcpy2DAsync(to, pitch, from, width, width, rows,
-                                          cudaMemcpyHostToDevice, stage->head_stream));
+    return {to, from, (uint32_t)bytes, 1, 0, 0};
 }
 
 /* ── time and progress ─────────────────────────────────────────────────────────────────────── */
@@ -137,10 +133,10 @@ static int queue_part(struct cuda_stage *stage, struct cuda_job *job)
     const struct cuda_sampling s = sampling_of(stage);
     unsigned char *reply = job->replies[stage->base.cut ? o->n_head_parts - 1 : 0];
     uint32_t n = job->n;
-    if (copy(stage, stage->job_step, job->step, job->step->bytes, cudaMemcpyHostToDevice) ||
-        copy(stage, stage->job_x, job->x, (uint64_t)n * m->hidden * sizeof(float),
-             cudaMemcpyHostToDevice) ||
-        begin(stage))
+    const struct cuda_piece in[] = {
+        piece_of(stage->job_step, job->step, padded(job->step->bytes)),
+        piece_of(stage->job_x, job->x, (uint64_t)n * m->hidden * sizeof(float))};
+    if (copy_pieces(stage, in, 2) || begin(stage))
         return -1;
     if (cuda_rmsnorm_picked(stage->job_step, 0, stage->job_x, stage->output_norm, n, m->hidden,
                             m->norm_eps, stage->head_h, stage->head_stream) ||
@@ -148,22 +144,20 @@ static int queue_part(struct cuda_stage *stage, struct cuda_job *job)
                     stage->head_stream) ||
         cuda_sample_slice(&s, n, stage->head_stream))
         return check(stage, cudaErrorLaunchFailure);
-    if (copy(stage, reply, s.blocks, kernels_reply_tops(o->head_count, n),
-             cudaMemcpyDeviceToHost) ||
-        copy(stage, reply + kernels_reply_tops(o->head_count, n), s.tops,
-             n * sizeof(struct kernels_slice_top), cudaMemcpyDeviceToHost))
-        return -1;
+    struct cuda_piece out[2 + CUDA_HEAD_ROWS];
+    uint32_t n_out = 0;
+    out[n_out++] = piece_of(reply, s.blocks, kernels_reply_tops(o->head_count, n));
+    out[n_out++] = piece_of(reply + kernels_reply_tops(o->head_count, n), s.tops,
+                            n * sizeof(struct kernels_slice_top));
     float *logits = (float *)(reply + kernels_reply_logits(o->head_count, n));
-    for (uint32_t i = 0, next; i < n; i = next) { /* neighbours in one copy */
-        for (next = i + 1; next < n && job->whole[next] == job->whole[i]; next++)
-            ;
-        if (!job->whole[i])
-            continue;
-        if (copy(stage, logits, stage->logits + (uint64_t)i * o->head_count,
-                 (uint64_t)(next - i) * o->head_count * sizeof(float), cudaMemcpyDeviceToHost))
-            return -1;
-        logits += (uint64_t)(next - i) * o->head_count;
-    }
+    for (uint32_t i = 0; i < n; i++)
+        if (job->whole[i]) {
+            out[n_out++] = piece_of(logits, stage->logits + (uint64_t)i * o->head_count,
+                                    o->head_count * sizeof(float));
+            logits += o->head_count;
+        }
+    if (copy_pieces(stage, out, n_out))
+        return -1;
     return end(stage, job);
 }
 
@@ -183,30 +177,38 @@ static int queue_merge(struct cuda_stage *stage, struct cuda_job *job)
     s.tops = stage->merge_tops;
     s.n_tops = o->n_head_parts;
     n_blocks = kernels_slice_blocks(s.count);
-    if (copy(stage, stage->job_step, job->step, job->step->bytes, cudaMemcpyHostToDevice) ||
-        begin(stage))
-        return -1;
+    struct cuda_piece in[1 + 3 * KERNELS_SLICES_MAX];
+    uint32_t n_in = 0;
+    in[n_in++] = piece_of(stage->job_step, job->step, padded(job->step->bytes));
     for (uint32_t p = 0, first = 0; p < o->n_head_parts; first += o->head_parts[p++]) {
         const uint32_t count = o->head_parts[p], n = job->n;
+        const uint64_t width = block * kernels_slice_blocks(count), row = count * sizeof(float);
         const unsigned char *reply = job->replies[p];
-        if (count == 0) { /* its lists are empty */
-            if (check(stage,
-                      cudaMemset2DAsync(s.tops + p, top * s.n_tops, 0, top, n, stage->head_stream)))
-                return -1;
+        /* The lists of an empty part are empty. */
+        in[n_in++] = {s.tops + p,     count ? reply + kernels_reply_tops(count, n) : NULL,
+                      (uint32_t)top,  n,
+                      top * s.n_tops, top};
+        if (count == 0)
             continue;
-        }
-        if (copy_columns(stage, s.blocks + first / KERNELS_SLICE_BLOCK, block * n_blocks, reply,
-                         block * kernels_slice_blocks(count), n) ||
-            copy_columns(stage, s.tops + p, top * s.n_tops, reply + kernels_reply_tops(count, n),
-                         top, n) ||
-            copy_columns(stage, stage->merge_logits + first, vocabulary * sizeof(float),
-                         reply + kernels_reply_logits(count, n), count * sizeof(float),
-                         job->n_whole))
-            return -1;
+        in[n_in++] = {s.blocks + first / KERNELS_SLICE_BLOCK,
+                      reply,
+                      (uint32_t)width,
+                      n,
+                      block * n_blocks,
+                      width};
+        in[n_in++] = {stage->merge_logits + first,
+                      reply + kernels_reply_logits(count, n),
+                      (uint32_t)row,
+                      job->n_whole,
+                      vocabulary * sizeof(float),
+                      row};
     }
-    if (o->keep_logits &&
-        copy(stage, job->lane->host_logits + job->first * vocabulary, stage->merge_logits,
-             job->n * vocabulary * sizeof(float), cudaMemcpyDeviceToHost))
+    if (begin(stage) || copy_pieces(stage, in, n_in))
+        return -1;
+    if (o->keep_logits && /* for tests */
+        check(stage, cudaMemcpyAsync(job->lane->host_logits + job->first * vocabulary,
+                                     stage->merge_logits, job->n * vocabulary * sizeof(float),
+                                     cudaMemcpyDeviceToHost, stage->head_stream)))
         return -1;
     if (cuda_sample_merge(&s, job->n, stage->head_stream))
         return check(stage, cudaErrorLaunchFailure);

@@ -124,6 +124,20 @@ static __device__ __forceinline__ void ptx_warps_arrive(uint32_t id, uint32_t th
     asm volatile("barrier.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+/* Words that kernels exchange while both run: neither held in a register nor in L1. What the writer
+ * stored before a __threadfence() in front of its store is there for whoever has seen the word. */
+static __device__ __forceinline__ void ptx_store_between(uint32_t *global, uint32_t v)
+{
+    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(global), "r"(v) : "memory");
+}
+
+static __device__ __forceinline__ uint32_t ptx_load_between(const uint32_t *global)
+{
+    uint32_t v;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(global) : "memory");
+    return v;
+}
+
 /* From Hopper on. A barrier in shared memory that completes a phase when one thread has arrived and all bytes that it
  * announced have been copied. */
 static __device__ __forceinline__ void ptx_barrier_init(uint32_t barrier)

@@ -34,7 +34,7 @@ bool cuda_solo_supports(const struct gguf_model *m)
 
 uint64_t cuda_solo_partial_floats(const struct gguf_model *m)
 {
-    return (uint64_t)(m->hidden + NORM_UNIT - 1) / NORM_UNIT * (m->experts + 1);
+    return (uint64_t)(m->hidden + NORM_UNIT - 1) / NORM_UNIT * (m->experts + 1) + 1;
 }
 
 static void matrix(struct solo *p, const struct cuda_matrix *w, const float *bias)
@@ -142,6 +142,10 @@ int cuda_solo_experts(const struct cuda_solo *s, const struct cuda_layer *l, cud
     p.forced = l->forced;
     p.norm = l->ffn_norm;
     matrix(&p, &l->gate_up, l->gate_up_bias);
+    p.beside = cuda_variant & CUDA_VARIANT_ORDER;
+    if (cuda_variant & CUDA_VARIANT_DEAL && p.tiles * p.active < 1u << SOLO_PLACE_BITS)
+        p.dealt = (uint32_t *)(p.partial + cuda_solo_partial_floats(s->model) - 1);
+    /* One stage: what is dealt is known a turn ahead. */
     if (run_any<SOLO_GATE_UP>(l->gate_up.type, &p, 1, 3, true, stream))
         return -1;
     matrix(&p, &l->down, l->down_bias);

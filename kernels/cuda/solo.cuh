@@ -48,6 +48,9 @@ struct solo {
     int32_t *choice;      /* [active]: GATE_UP writes them for DOWN, */
     float *choice_weight; /* and their weights */
     float alpha, limit;
+    bool beside; /* CUDA_VARIANT_ORDER */
+    uint32_t
+        *dealt; /* CUDA_VARIANT_DEAL, of GATE_UP and DOWN: items beyond each CTA's first; or NULL */
 };
 
 /* Bytes of shared memory, and what lies where. */
@@ -120,23 +123,28 @@ static __device__ __forceinline__ float solo_part_sum(const float *from, uint32_
                      __fadd_rn(__fadd_rn(sum[4], sum[5]), __fadd_rn(sum[6], sum[7])));
 }
 
-/* The same of one sum, stride 1, by all lanes together. */
+/* The same of one sum, stride 1, by all lanes together: what a lane loads, and the sum of it. */
 template <int PARTS>
-static __device__ __forceinline__ float solo_part_squares(const float *from, uint32_t hidden)
+static __device__ __forceinline__ void solo_load_squares(float (&one)[2], const float *from,
+                                                         uint32_t hidden)
 {
     const uint32_t units = norm_part(hidden) / NORM_UNIT,
                    all = (hidden + NORM_UNIT - 1) / NORM_UNIT;
     const uint32_t first = threadIdx.x / 32 * units, lane = threadIdx.x % 32;
-    float one[2], sum = 0;
 #pragma unroll
     for (uint32_t i = 0; i < 2; i++) {
         const uint32_t unit = i * 32 + lane;
         one[i] = i * 32 < PARTS * 8 ? __ldcg(from + min(first + unit, all - 1)) : 0.0f;
         one[i] = unit < units && first + unit < all ? one[i] : 0.0f;
     }
+}
+
+template <int PARTS> static __device__ __forceinline__ float solo_sum_squares(const float (&one)[2])
+{
+    float sum = 0;
 #pragma unroll
     for (uint32_t i = 0; i < PARTS; i++) {
-        const float is = __shfl_sync(~0u, one[i / 4], (int)(lane % 8 + i % 4 * 8));
+        const float is = __shfl_sync(~0u, one[i / 4], (int)(threadIdx.x % 8 + i % 4 * 8));
         sum = i ? __fadd_rn(sum, is) : is;
     }
     for (int at = 1; at < 8; at *= 2)
@@ -152,9 +160,14 @@ static __device__ __forceinline__ void solo_sum_parts(const struct solo &p, floa
 {
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const uint32_t units = (p.hidden + NORM_UNIT - 1) / NORM_UNIT;
-    const float mine = solo_part_squares<PARTS>(p.partial + (size_t)units * p.experts, p.hidden);
+    float one[2], mine = 0;
+    solo_load_squares<PARTS>(one, p.partial + (size_t)units * p.experts, p.hidden);
+    if (!p.beside)
+        mine = solo_sum_squares<PARTS>(one);
     for (uint32_t e = lane; e < p.experts; e += 32)
         shared[warp * p.experts + e] = solo_part_sum<PARTS>(p.partial, p.experts, e, p.hidden);
+    if (p.beside)
+        mine = solo_sum_squares<PARTS>(one);
     if (lane == 0)
         squares[warp] = mine;
 }
@@ -206,6 +219,25 @@ static __device__ __forceinline__ void solo_multiply(float (&sum)[4], uint32_t f
     }
 }
 
+/* Items of GATE_UP that are dealt: a CTA's first is its own number, each further one it draws while it
+ * works on the one before. The warp that ends a turn draws for the next one, and tells the others when it
+ * has multiplied; so no warp is two turns ahead, and places are used again when all have read them. A
+ * place says for which turn it is. */
+#define SOLO_PLACES     16
+#define SOLO_PLACE_BITS 20 /* of an item's number; all items, or more: there are no more */
+
+static __device__ __forceinline__ struct solo_place
+solo_dealt(const struct solo &p, const volatile uint32_t *places, uint32_t turn)
+{
+    uint32_t place;
+    do
+        place = places[turn % SOLO_PLACES];
+    while (place >> SOLO_PLACE_BITS != turn);
+    __syncwarp();
+    const uint32_t item = place & ((1u << SOLO_PLACE_BITS) - 1);
+    return {item % p.tiles, item / p.tiles};
+}
+
 template <enum layout_format format, enum solo_kind kind, int PARTS>
 static __global__ void __launch_bounds__(SOLO_WARPS * 32, SOLO_CTAS)
     solo_kernel(const struct solo p)
@@ -221,6 +253,7 @@ static __global__ void __launch_bounds__(SOLO_WARPS * 32, SOLO_CTAS)
     __shared__ int32_t choices[SOLO_ACTIVE];
     __shared__ float weights[SOLO_ACTIVE];
     __shared__ __align__(16) float finished[SOLO_WARPS][2 * LAYOUT_ROWS];
+    __shared__ volatile uint32_t places[SOLO_PLACES];
 
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const uint32_t vectors = kind == SOLO_DOWN ? p.active : 1;
@@ -255,9 +288,16 @@ static __global__ void __launch_bounds__(SOLO_WARPS * 32, SOLO_CTAS)
         head.j++;
     }
     struct solo_place here = head;
-    uint32_t head_stage = 0;
+    uint32_t head_stage = 0, head_turn = 0;
+    const bool deals = kind == SOLO_GATE_UP && p.dealt;
+    if (deals && threadIdx.x < SOLO_PLACES)
+        places[threadIdx.x] = ~0u;
     auto copy = [&]() {
-        if (!solo_is<kind>(p, head) || !part_chunks)
+        if (!part_chunks)
+            return;
+        if (deals && head_turn)
+            head = solo_dealt(p, places, head_turn);
+        if (!solo_is<kind>(p, head))
             return;
         if (lane == 0) {
             const uint32_t bytes = part_chunks * record, barrier = barriers + head_stage * 8;
@@ -269,7 +309,9 @@ static __global__ void __launch_bounds__(SOLO_WARPS * 32, SOLO_CTAS)
             ptx_copy_bulk_once(to, from, bytes, barrier);
         }
         head_stage = head_stage + 1 == p.stages ? 0 : head_stage + 1;
-        solo_next<kind>(p, head);
+        head_turn++;
+        if (!deals)
+            solo_next<kind>(p, head);
     };
     auto fill = [&]() {
         for (uint32_t i = 0; i < p.stages; i++)
@@ -348,12 +390,16 @@ static __global__ void __launch_bounds__(SOLO_WARPS * 32, SOLO_CTAS)
         if (warp == 0) {
             solo_choose(p, (float *)(shared + at.choice), scale, router_bias, chosen, choices,
                         weights);
-            /* DOWN reads them as soon as it runs, and runs when all of this grid let it. */
+            /* DOWN reads them as soon as it runs, and it runs when all CTAs of this grid have let it:
+             * this one does so behind the barrier below, so behind the fence. Both sides pass L1. The
+             * next GATE_UP writes them when this layer's DOWN has ended: every kernel in between
+             * waits for the one in front of it. */
             if (blockIdx.x == 0) {
                 __syncwarp();
                 if (lane < p.active) {
-                    __stcg(p.choice + lane, choices[lane]);
-                    __stcg(p.choice_weight + lane, weights[lane]);
+                    ptx_store_between((uint32_t *)p.choice + lane, (uint32_t)choices[lane]);
+                    ptx_store_between((uint32_t *)p.choice_weight + lane,
+                                      __float_as_uint(weights[lane]));
                 }
                 __threadfence();
             }
@@ -365,8 +411,10 @@ static __global__ void __launch_bounds__(SOLO_WARPS * 32, SOLO_CTAS)
     }
     if constexpr (kind == SOLO_DOWN) {
         if (threadIdx.x < p.active) {
-            choices[threadIdx.x] = __ldcg(p.choice + threadIdx.x);
-            weights[threadIdx.x] = __ldcg(p.choice_weight + threadIdx.x);
+            choices[threadIdx.x] =
+                (int32_t)ptx_load_between((const uint32_t *)p.choice + threadIdx.x);
+            weights[threadIdx.x] =
+                __uint_as_float(ptx_load_between((const uint32_t *)p.choice_weight + threadIdx.x));
         }
         __syncthreads();
         fill();
@@ -374,8 +422,11 @@ static __global__ void __launch_bounds__(SOLO_WARPS * 32, SOLO_CTAS)
     if constexpr (chooses)
         if (warp == 0 && solo_is<kind>(p, here))
             constants(here);
-    if constexpr (kind == SOLO_DOWN)
+    if constexpr (kind == SOLO_DOWN) {
         ptx_wait_previous();
+        if (p.dealt && blockIdx.x == 0 && threadIdx.x == 0)
+            *p.dealt = 0; /* for the next layer */
+    }
     if constexpr (norms) {
         /* A warp's columns of the norm are its part of the product. */
 #pragma unroll
@@ -407,6 +458,13 @@ static __global__ void __launch_bounds__(SOLO_WARPS * 32, SOLO_CTAS)
     while (solo_is<kind>(p, here)) {
         const uint32_t row_at = here.tile * LAYOUT_ROWS + r;
         const bool ends = warp == turn % SOLO_WARPS, is_row = row_at < p.rows;
+        const bool draws = deals && ends && lane == 0;
+        const uint32_t drawn = draws ? gridDim.x + atomicAdd(p.dealt, 1u) : 0;
+        auto tell = [&]() {
+            if (draws)
+                places[(turn + 1) % SOLO_PLACES] =
+                    (turn + 1) << SOLO_PLACE_BITS | min(drawn, p.tiles * p.active);
+        };
         if (ends && turn)
             constants(here);
         float old = 0;
@@ -423,12 +481,15 @@ static __global__ void __launch_bounds__(SOLO_WARPS * 32, SOLO_CTAS)
                 /* All 8 columns of the mma are the token. */
                 const uint32_t x_from = my_x + j * x_bytes + (lane >> 3) * 16;
                 solo_multiply<format>(sum, from, x_from, part_chunks);
+                tell();
                 __syncwarp();
                 copy();
                 if (++stage == p.stages) {
                     stage = 0;
                     phase ^= 1;
                 }
+            } else {
+                tell();
             }
             if (t == 0)
                 *(float2 *)(sums_here + (j * SOLO_WARPS + warp) * LAYOUT_ROWS + g * 2) =
@@ -522,7 +583,10 @@ static __global__ void __launch_bounds__(SOLO_WARPS * 32, SOLO_CTAS)
         turn++;
         /* On to the next item: of DOWN all experts were done. */
         here.j = kind == SOLO_DOWN ? p.active - 1 : here.j;
-        solo_next<kind>(p, here);
+        if (deals)
+            here = solo_dealt(p, places, turn);
+        else
+            solo_next<kind>(p, here);
     }
 #endif
 }

@@ -213,10 +213,12 @@ static __global__ void __launch_bounds__(STREAM_WARPS * 32, columns == 1 ? (tile
                 for (uint32_t i = 0; i < tiles; i++) {
                     /* A last item of fewer tiles: the first again; nothing is stored of it. */
                     const bool is = i == 0 || head_row * tiles + i < p.tiles;
-                    ptx_copy_bulk(to + i * depth * record,
-                                  head_from + (is ? (size_t)i * p.chunks : 0) * record +
-                                      head_chunk * record,
-                                  bytes, barrier);
+                    const unsigned char *const from =
+                        head_from + (is ? (size_t)i * p.chunks : 0) * record + head_chunk * record;
+                    if (p.once)
+                        ptx_copy_bulk_once(to + i * depth * record, from, bytes, barrier);
+                    else
+                        ptx_copy_bulk(to + i * depth * record, from, bytes, barrier);
                 }
             }
             if (!copy_weights && lane == 0)

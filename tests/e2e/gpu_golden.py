@@ -1,5 +1,5 @@
 """Every golden case through the real processes with 1, 2, 3 and 4 ranks on one GPU. Needs Python's
-standard library alone, so that it runs on a bare GPU host:  gpu_golden.py BIN MODEL GOLDEN
+standard library alone, so that it runs on a bare GPU host:  gpu_golden.py BIN MODEL GOLDEN [DEVICE]
 
 Activations are 16-bit on a GPU, which turns near ties of the router now and then: greedy tokens must be
 equal while the golden margin is above 0.25, at least 90 % of the logits within 0.1, and the bits the
@@ -25,14 +25,14 @@ def ask(binaries, endpoint, case):
     return json.loads(done.stdout)
 
 
-def run(binaries, model, cases, ranks, options, bits):
+def run(binaries, model, cases, ranks, options, bits, device="cuda"):
     """Returns what went wrong, as sentences."""
     wrong, within, compared, tokens = [], 0, 0, 0
     with tempfile.TemporaryDirectory() as place:
         clients = f"ipc://{place}/c"
         with open(f"{place}/log", "w") as log:
             coordinator = subprocess.Popen(
-                [f"{binaries}/gptoss-coordinator", "--model", model, "--device", "cuda", "--launch", str(ranks),
+                [f"{binaries}/gptoss-coordinator", "--model", model, "--device", device, "--launch", str(ranks),
                  "--bind", clients, "--workers-bind", f"ipc://{place}/w", *options], stdout=log, stderr=log)
         begin = time.monotonic()
         try:
@@ -67,16 +67,18 @@ def run(binaries, model, cases, ranks, options, bits):
 
 
 def main():
-    if not shutil.which("nvidia-smi") or subprocess.run(["nvidia-smi"], stdout=subprocess.DEVNULL).returncode:
+    binaries, model, golden = sys.argv[1:4]
+    device = sys.argv[4] if len(sys.argv) > 4 else "cuda"
+    if device == "cuda" and (not shutil.which("nvidia-smi") or
+                             subprocess.run(["nvidia-smi"], stdout=subprocess.DEVNULL).returncode):
         print("skipped: there is no NVIDIA GPU")
         sys.exit(77)
-    binaries, model, golden = sys.argv[1:4]
     cases, bits, wrong = json.load(open(golden)), {}, []
     # Alone, and then each case twice: its blocks, and those of cases that begin like it, are shared.
-    wrong += run(binaries, model, cases, 1, ["--no-prefix-cache"], bits)
+    wrong += run(binaries, model, cases, 1, ["--no-prefix-cache"], bits, device)
     for ranks in (1, 2, 3, 4):
-        wrong += run(binaries, model, cases * 2, ranks, [], bits)
-    print("\n".join(wrong) if wrong else "golden cases on the GPU: all right, the same bits for 1, 2, 3 and 4 ranks")
+        wrong += run(binaries, model, cases * 2, ranks, [], bits, device)
+    print("\n".join(wrong) if wrong else f"golden cases on {device}: all right, the same bits for 1, 2, 3 and 4 ranks")
     sys.exit(1 if wrong else 0)
 
 

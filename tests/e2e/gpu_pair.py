@@ -2,13 +2,15 @@
 [--losses N] [--transports nccl,ipc] [--one-gpu]. Needs Python's standard library alone.
 
  golden   every golden case with 1 rank, with 2 and with 4 (neighbours on different GPUs): the same bits
+ crowd    many requests at once through 2 and 4 ranks, so that steps of several groups of sequences are
+          queued behind each other: none fails, no rank is lost, the head cut over the ranks and whole
  hop      one token through two stages and through one stage: the difference is two hops, of which half is
           printed (no two clocks are compared); on --big, a file of the size to be served
  losses   a rank is killed, or stopped, in the middle of an answer, N times each: the answer has the same
           tokens as without; printed is how long until the coordinator knew
 
 --one-gpu runs the same on one GPU, to try this program and the transports out: NCCL is told that each
-rank has a host of its own, and goes through sockets."""
+rank has a host of its own, and goes through sockets. --device cpu tries the program alone, over mpi."""
 import argparse
 import json
 import os
@@ -55,13 +57,13 @@ def descendants(pid):
 class Ranks:
     """A coordinator with the ranks that it launched."""
 
-    def __init__(self, binaries, model, ranks, *options):
+    def __init__(self, binaries, model, ranks, device, *options):
         self.binaries, self.place = binaries, tempfile.mkdtemp(prefix="gptoss-")
         self.endpoint = f"ipc://{self.place}/c"
         self.log = f"{self.place}/log"
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
-                [f"{binaries}/gptoss-coordinator", "--model", model, "--device", "cuda", "--launch", str(ranks),
+                [f"{binaries}/gptoss-coordinator", "--model", model, "--device", device, "--launch", str(ranks),
                  "--bind", self.endpoint, "--workers-bind", f"ipc://{self.place}/w", *options],
                 stdout=log, stderr=log)
         self.until("serving on", 1, 90)
@@ -113,7 +115,31 @@ def golden(a, transport, options):
     with open(a.golden) as f:
         cases = json.load(f)
     for ranks in (1, 2, 4) if not a.one_gpu else (1, 2, 3, 4):
-        wrong += gpu_golden.run(a.binaries, a.model, cases, ranks, options, bits)
+        wrong += gpu_golden.run(a.binaries, a.model, cases, ranks, options, bits, a.device)
+    return wrong
+
+
+def crowd(a, transport, options):
+    wrong = []
+    for ranks, head in (2, "all"), (4, "all"), (4, "last"):
+        begin = time.monotonic()
+        try:
+            done = subprocess.run(
+                [f"{a.binaries}/gptoss-bench", "serve", "-m", a.model, "--device", a.device, "--launch", str(ranks), "-c", "24",
+                 "-N", str(a.requests), "-p", "10-300", "-n", "40", "--temperature", "1", "-o", "json",
+                 "--", "--head", head, "--step-deadline", "10", *options],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=90)
+        except subprocess.TimeoutExpired as late:
+            wrong.append(f"{ranks} ranks, head {head}: 90 s were not enough: {(late.stderr or b'')[-1500:]}")
+            continue
+        lost = [line for line in done.stderr.splitlines() if "ranks are lost" in line]
+        answers = json.loads(done.stdout)[0] if done.returncode == 0 else {}
+        if done.returncode or lost or answers["completed"] != a.requests:
+            wrong.append(f"{ranks} ranks, head {head}: ended with {done.returncode}, {answers.get('completed')} of {a.requests} "
+                         f"answered, {len(lost)} losses: {done.stderr[-1500:]}")
+            continue
+        print(f"{ranks} ranks, head {head}: {a.requests} requests of 24 clients in {time.monotonic() - begin:.1f} s, "
+              f"{answers['output_throughput']:.0f} tokens/s", flush=True)
     return wrong
 
 
@@ -122,7 +148,7 @@ def hop(a, transport, options):
     seconds, model = {}, a.big or a.model
     for stages in (1, 2):
         done = subprocess.run(
-            [f"{a.binaries}/gptoss-bench", "pipeline", "-m", model, "--device", "cuda", "--kv-type", "f16", "-p", "0",
+            [f"{a.binaries}/gptoss-bench", "pipeline", "-m", model, "--device", a.device, "--kv-type", "f16", "-p", "0",
              "-n", "128", "-d", "512" if a.big else "64", "-s", "1", "-r", "3", "--stages", str(stages),
              "--transport", transport, "-o", "json"],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=300)
@@ -137,7 +163,7 @@ def hop(a, transport, options):
 
 def losses(a, transport, options):
     wrong, found, draw = [], {"killed": [], "stopped": []}, random.Random(1)
-    ranks = Ranks(a.binaries, a.model, 2, "--silence", "2", "--step-deadline", "1", *options)
+    ranks = Ranks(a.binaries, a.model, 2, a.device, "--silence", "2", "--step-deadline", "1", *options)
     try:
         want = tokens_of(ranks.ask(400), 120)
         for i in range(2 * a.losses):
@@ -181,10 +207,12 @@ def main():
     p.add_argument("--big")
     p.add_argument("--losses", type=int, default=5)
     p.add_argument("--transports", default="nccl,ipc")
-    p.add_argument("--only", default="golden,hop,losses")
+    p.add_argument("--only", default="golden,crowd,hop,losses")
+    p.add_argument("--requests", type=int, default=96, help="of each crowd")
+    p.add_argument("--device", default="cuda")
     p.add_argument("--one-gpu", action="store_true")
     a = p.parse_args()
-    n, wrong = gpus(), []
+    n, wrong = gpus() if a.device == "cuda" else 1, []
     if n < (1 if a.one_gpu else 2):
         print(f"skipped: two GPUs are needed, and here {'is' if n == 1 else 'are'} {n or 'none'}")
         sys.exit(77)
@@ -195,10 +223,10 @@ def main():
         f.write(f'#!/bin/sh\nexport NCCL_HOSTID="$OMPI_COMM_WORLD_RANK"\nexec "{os.path.abspath(a.binaries)}/gptoss-worker" "$@"\n')
     os.chmod(own_host, 0o755)
     for transport in a.transports.split(","):
-        options = ["--transport", transport]
+        options = ["--transport", transport] if a.device == "cuda" else []
         if n == 1 and transport == "nccl":
             options += ["--worker", own_host]
-        for what in (golden, hop, losses):
+        for what in (golden, crowd, hop, losses):
             if what.__name__ not in a.only.split(",") or (what is hop and len(options) > 2):
                 continue
             print(f"# {transport}: {what.__name__}", flush=True)
