@@ -163,6 +163,18 @@ def test_only_who_shows_a_key_is_answered():
                 assert status == 200, answer
 
 
+def test_a_coordinator_that_wants_keys():
+    with tempfile.TemporaryDirectory() as place:
+        keys = os.path.join(place, "keys")
+        subprocess.run([os.path.join(BIN, "gptoss-coordinator"), "keygen", keys], check=True, capture_output=True,
+                       env=environment())
+        with Stack(1, coordinator=["--keys", keys], gateway=["--key", os.path.join(keys, "client.key")]) as stack:
+            assert stack.post("/v1/chat/completions", chat())[1]["choices"][0]["message"]["content"] == ANSWER
+        with Stack(1, coordinator=["--keys", keys], gateway=["--timeout", 1], wait=False) as stack:
+            status, answer = stack.post("/v1/chat/completions", chat())
+            assert status == 503 and answer["error"]["code"] == "no_coordinator", answer
+
+
 def test_hostile_bodies_are_refused_and_leave_nothing():
     bodies = [b"", b"{", b"[]", b"null", b'"x"', b"{}" * 10, b'{"a":1,"a":2}', b"[" * 100000, b'{"messages":' + b"[" * 70,
               b'{"messages":' * 50000, b'{"messages":"\xff\xfe"}', b'{"messages":[{"role":"user","content":"\xed\xa0\x80"}]}',
