@@ -23,6 +23,7 @@ static void choice_free(struct choice *c)
 {
     answer_free(&c->answer);
     text_free(&c->asked);
+    text_free(&c->head);
     free(c->shown);
     free(c->part_shown);
 }
@@ -42,6 +43,7 @@ void call_destroy(struct call *call)
     conversation_free(&call->conversation);
     options_free(&call->request);
     text_free(&call->head);
+    text_free(&call->tail);
     json_decref(call->root);
     if (call->exchange != NULL)
         call->exchange->call = NULL;

@@ -3,19 +3,23 @@
 
 #include "client/gateway/gateway.h"
 
+/* Chunks are many and small, so what they have in common is copied, not printed. */
 static void chunk(struct choice *c)
 {
-    struct text *out = &c->call->exchange->out;
-    text_add(out, c->call->head.bytes, c->call->head.size);
-    text_print(out, "{\"index\":%u,\"delta\":{", c->index);
+    text_add(&c->call->exchange->out, c->head.bytes, c->head.size);
 }
 
 /* Ends a chunk; `finish`: NULL, or why there is no more. */
 static void chunk_end(struct choice *c, bool text, const char *finish)
 {
     struct text *out = &c->call->exchange->out;
+    bool logprobs = text && c->call->logprobs && c->n_shown > c->reported;
+    if (!logprobs && finish == NULL) {
+        text_add(out, c->call->tail.bytes, c->call->tail.size);
+        return;
+    }
     text_print(out, "},\"logprobs\":");
-    if (text && c->call->logprobs && c->n_shown > c->reported) {
+    if (logprobs) {
         text_print(out, "{\"content\":");
         logprobs_write(out, c, c->reported, c->n_shown);
         text_print(out, ",\"refusal\":null}");
@@ -36,7 +40,12 @@ static void chat_open(struct call *call)
                call->id, (long long)call->created);
     write_string(&call->head, routes_model(call->gateway));
     text_print(&call->head, ",\"system_fingerprint\":\"gptoss-" GPTOSS_VERSION "\",\"choices\":[");
+    text_print(&call->tail, "},\"logprobs\":null,\"finish_reason\":null}]%s}\n\n",
+               call->include_usage ? ",\"usage\":null" : "");
     for (size_t i = 0; i < call->n_choices; i++) {
+        struct text *head = &call->choices[i].head;
+        text_add(head, call->head.bytes, call->head.size);
+        text_print(head, "{\"index\":%zu,\"delta\":{", i);
         chunk(&call->choices[i]);
         text_print(&call->exchange->out, "\"role\":\"assistant\",\"content\":\"\"");
         chunk_end(&call->choices[i], false, NULL);
@@ -69,7 +78,10 @@ static void chat_piece(struct choice *c, const struct answer_part *part, bool fi
     }
     bool text = part_is_text(part);
     chunk(c);
-    text_print(out, text ? "\"content\":" : "\"reasoning_content\":");
+    if (text)
+        text_add(out, "\"content\":", 10);
+    else
+        text_add(out, "\"reasoning_content\":", 20);
     text_json_string(out, bytes, size);
     chunk_end(c, text, NULL);
 }

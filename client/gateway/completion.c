@@ -185,11 +185,24 @@ static void completion_open(struct call *call)
 {
     text_print(&call->head, "data: ");
     write_head(&call->head, call);
+    text_print(&call->tail, ",\"logprobs\":null,\"finish_reason\":null}]%s}\n\n",
+               call->include_usage ? ",\"usage\":null" : "");
+    for (size_t i = 0; i < call->n_choices; i++) {
+        struct text *head = &call->choices[i].head;
+        text_add(head, call->head.bytes, call->head.size);
+        text_print(head, "{\"index\":%zu,\"text\":", i);
+    }
 }
 
 static void chunk(struct choice *c, const char *bytes, size_t size, const char *finish)
 {
     struct text *out = &c->call->exchange->out;
+    if (finish == NULL && !c->call->logprobs) {
+        text_add(out, c->head.bytes, c->head.size);
+        text_json_string(out, bytes, size);
+        text_add(out, c->call->tail.bytes, c->call->tail.size);
+        return;
+    }
     text_add(out, c->call->head.bytes, c->call->head.size);
     write_choice(out, c, bytes, size, finish);
     text_print(out, "]%s}\n\n", c->call->include_usage ? ",\"usage\":null" : "");

@@ -197,6 +197,7 @@ struct choice {
     size_t *part_shown; /* [n_part_shown] for each part, n_shown when it began */
     size_t n_part_shown, part_shown_capacity;
     /* What a writer remembers. */
+    struct text head; /* how each of its chunks begins */
     size_t n_calls;
     size_t text_offset;
     bool item_open;
@@ -221,7 +222,7 @@ struct call {
     uint32_t top_logprobs;
     char id[48];
     int64_t created;
-    struct text head; /* how every chunk begins, made by `open` */
+    struct text head, tail; /* how every chunk begins, and how those without news end: by `open` */
     struct choice *choices;
     size_t n_choices, n_done;
     bool opened;

@@ -35,6 +35,20 @@ static bool is_json(const char *type)
     return after == '\0' || after == ';' || after == ' ';
 }
 
+/* Whether a browser may have been led here by a name that is not ours: a page from elsewhere whose name was
+ * made to point at this address could ask all it likes. Keys keep it out; without them, names do. */
+static bool is_foreign(const struct exchange *x)
+{
+    const struct gateway_options *o = x->gateway->options;
+    const char *host = http_header(x, "Host");
+    if (x->gateway->keys.n > 0 || o->insecure || host == NULL)
+        return false;
+    size_t size = host[0] == '[' ? strcspn(host, "]") + 1 : strcspn(host, ":");
+    bool number = host[0] == '[' || strspn(host, "0123456789.") == size;
+    return !number && !(size == 9 && strncasecmp(host, "localhost", 9) == 0) &&
+           !(size == strlen(o->host) && strncasecmp(host, o->host, size) == 0);
+}
+
 int routes_find(struct exchange *x, const char *url, const char *method, struct problem *p)
 {
     size_t model = strlen(routes[ROUTE_MODEL].path);
@@ -52,6 +66,13 @@ int routes_find(struct exchange *x, const char *url, const char *method, struct 
         !api_keys_admit(&x->gateway->keys, http_header(x, "Authorization"))) {
         problem_set(p, 401, "invalid_api_key", "",
                     "this gateway wants a key: send the header Authorization: Bearer KEY");
+        return -1;
+    }
+    if (!open && is_foreign(x)) {
+        problem_set(
+            p, 403, "unknown_host", "",
+            "the header Host names neither an address, localhost nor --host: call this gateway by "
+            "one of those, or start it with --api-key-file FILE or --insecure");
         return -1;
     }
     if (route == ROUTE_NONE) {
