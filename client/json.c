@@ -167,6 +167,10 @@ static void json_stage(struct text *t, const Gptoss__StageStatus *g)
     key_number(t, "loaded", g->loaded);
     key_number(t, "busy_share", g->busy_share);
     key_number(t, "hop_seconds", g->hop_seconds);
+    key_string(t, "state", g->state);
+    key_number(t, "silent_seconds", g->silent_seconds);
+    key_count(t, "pid", g->pid);
+    key_count(t, "computed", g->computed);
     text_print(t, "}");
 }
 
@@ -182,6 +186,65 @@ static void json_latency(struct text *t, const char *name, const Gptoss__Latency
     key_number(t, "p90", l->p90);
     key_number(t, "p99", l->p99);
     text_print(t, "}");
+}
+
+static void json_flight(struct text *t, const Gptoss__Status *s)
+{
+    key(t, "flight");
+    text_print(t, "[");
+    for (size_t i = 0; i < s->n_flight; i++) {
+        const Gptoss__StepPlace *p = s->flight[i];
+        text_print(t, i == 0 ? "{" : ", {");
+        key_count(t, "step", p->step);
+        key_count(t, "stage", p->stage);
+        key_count(t, "rows", p->rows);
+        key_count(t, "decode_rows", p->decode_rows);
+        key_count(t, "prompt_tokens", p->prompt_tokens);
+        key_number(t, "seconds", p->seconds);
+        text_print(t, "}");
+    }
+    text_print(t, "]");
+}
+
+/* For each stage four times in µs after the step was issued: it began and ended the step's layers, and
+ * its part of the head; or null where it did not tell. */
+static void json_recent_step(struct text *t, const Gptoss__TraceStep *s)
+{
+    text_print(t, "{");
+    key_count(t, "step", s->step);
+    key_count(t, "issued_us", s->issued_us);
+    key_count(t, "done_us", s->done);
+    key_count(t, "rows", s->rows);
+    key_count(t, "decode_rows", s->decode_rows);
+    key_count(t, "prompt_tokens", s->prompt_tokens);
+    key(t, "stages");
+    text_print(t, "[");
+    for (size_t i = 0; i + 7 <= s->n_at; i += 7) {
+        const int32_t *at = s->at + i;
+        int64_t end = (int64_t)at[0] + at[1] + at[2], head = end + at[5];
+        text_print(t, i == 0 ? "" : ", ");
+        if (at[4] < 0)
+            text_print(t, "null");
+        else
+            text_print(t, "[%lld, %lld, %lld, %lld]", (long long)(end - at[4]), (long long)end,
+                       (long long)(head - at[6]), (long long)head);
+    }
+    text_print(t, "]}");
+}
+
+static void json_loss(struct text *t, const Gptoss__Loss *l)
+{
+    text_print(t, "{");
+    key_count(t, "epoch", l->epoch);
+    if (l->stage_given_case == GPTOSS__LOSS__STAGE_GIVEN_STAGE)
+        key_count(t, "stage", l->stage);
+    key_string(t, "host", l->host);
+    key_count(t, "pid", l->pid);
+    key_string(t, "text", l->text);
+    key_number(t, "seconds", l->seconds);
+    key_number(t, "down_seconds", l->down_seconds);
+    key(t, "over");
+    text_print(t, l->over ? "true}" : "false}");
 }
 
 void json_status(FILE *out, const Gptoss__Status *s)
@@ -233,6 +296,20 @@ void json_status(FILE *out, const Gptoss__Status *s)
     key_number(&t, "prompt_per_second", s->prompt_per_second);
     json_latency(&t, "first_token", s->first_token);
     json_latency(&t, "between_tokens", s->between_tokens);
+    json_flight(&t, s);
+    if (s->n_recent_steps > 0) {
+        key(&t, "recent_steps");
+        text_print(&t, "[");
+        for (size_t i = 0; i < s->n_recent_steps; i++) {
+            text_print(&t, i == 0 ? "" : ", ");
+            json_recent_step(&t, s->recent_steps[i]);
+        }
+        text_print(&t, "]");
+    }
+    if (s->last_loss != NULL) {
+        key(&t, "last_loss");
+        json_loss(&t, s->last_loss);
+    }
     text_print(&t, "}\n");
     fwrite(t.bytes, 1, t.size, out);
     text_free(&t);

@@ -12,6 +12,7 @@
 #include "coordinator/metrics.h"
 #include "coordinator/patience.h"
 #include "coordinator/prefix.h"
+#include "coordinator/seen.h"
 #include "coordinator/times.h"
 #include "coordinator/tokenizer.h"
 #include "coordinator/trace.h"
@@ -225,6 +226,7 @@ struct coordinator {
     struct wire_result result;       /* core.c: the last one that came */
     struct answer *answer;           /* requests.c: the text of one token */
     struct times *times;             /* times.c */
+    struct seen_loss loss;           /* seen.c: the last one; outlives the world */
 
     struct metrics *metrics; /* metrics.c; always there */
     struct traces *traces;   /* trace.c; NULL: nobody traces */
@@ -319,7 +321,7 @@ void ranks_shutdown(struct coordinator *c, const char *reason);
  * the next world. `rank` is the one to blame, or NULL. */
 void ranks_lose(struct coordinator *c, const struct rank *rank, uint64_t now, const char *format,
                 ...) __attribute__((format(printf, 4, 5)));
-void ranks_status(const struct coordinator *c, Gptoss__Status *status);
+void ranks_status(const struct coordinator *c, uint64_t now, Gptoss__Status *status);
 
 /* watch.c */
 /* "rank 2 on spruce (pid 711)": as much of it as is known. */

@@ -90,6 +90,7 @@ void ranks_lose(struct coordinator *c, const struct rank *rank, uint64_t now, co
     if (c->world.state == WORLD_SERVING)
         requests_mourn(c);
     metrics_lost(c, requests_count(c, REQUEST_RUNNING));
+    seen_lost(c, rank, text, now);
     shut_down(c, text, true);
     requests_pause(c);
     core_event(c, COORDINATOR_LOST, code, text);
@@ -439,6 +440,7 @@ static void ready(struct coordinator *c, struct rank *rank, const Gptoss__Ready 
     sched_create(c);
     times_create(c);
     requests_judge(c, now);
+    seen_serving(c, now);
     struct plan_rank *ranks = base_alloc(c->world.size, sizeof *ranks);
     fill_plan_ranks(c, ranks);
     char *table = plan_table(c->world.plan, ranks);
@@ -571,7 +573,7 @@ void ranks_ask(struct coordinator *c, uint64_t now)
 }
 
 /* status->stages: memory of the message is the caller's to free, with the array. */
-void ranks_status(const struct coordinator *c, Gptoss__Status *status)
+void ranks_status(const struct coordinator *c, uint64_t now, Gptoss__Status *status)
 {
     status->n_stages = c->world.size;
     status->stages = base_alloc(c->world.size + 1, sizeof *status->stages);
@@ -596,6 +598,15 @@ void ranks_status(const struct coordinator *c, Gptoss__Status *status)
         s->steps = rank->steps;
         s->loaded = rank->loaded;
         s->bandwidth = rank->bandwidth;
+        s->pid = rank->pid;
+        s->computed = rank->computed > times_last(c, i) ? rank->computed : times_last(c, i);
+        if (rank->here)
+            s->silent_seconds = (double)(now - rank->heard_us) / CORE_SECOND;
+        const char *state = !rank->here                       ? "awaited"
+                            : c->world.state == WORLD_JOINING ? "joining"
+                            : rank->ready                     ? "ready"
+                                                              : "loading";
+        s->state = (char *)(uintptr_t)state;
     }
     static const char *const states[] = {"waiting for ranks", "ranks are joining", "loading",
                                          "serving"};

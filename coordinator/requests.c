@@ -396,8 +396,9 @@ static void status(struct coordinator *c, const struct core_peer *peer,
     s.prefix_hit_tokens = counts.cached_tokens;
     s.kv_blocks_evicted = counts.blocks_evicted;
     s.context = c->context;
-    ranks_status(c, &s);
+    ranks_status(c, now, &s);
     metrics_status(c, request->window_seconds, now, &s, latencies);
+    seen_status(c, request->recent_steps, now, &s);
     Gptoss__ServerMessage m;
     server_init(&m, GPTOSS__SERVER_MESSAGE__BODY_STATUS);
     m.status = &s;
@@ -405,6 +406,7 @@ static void status(struct coordinator *c, const struct core_peer *peer,
     for (size_t i = 0; i < s.n_stages; i++)
         free(s.stages[i]);
     free(s.stages);
+    seen_free(&s);
     ranks_ask(c, now);
 }
 

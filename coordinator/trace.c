@@ -4,9 +4,8 @@
 
 #include "coordinator/core.h"
 
-#define GRACE_US      CORE_SECOND /* for what the ranks tell after the end */
-#define STAGE_NUMBERS 7           /* of TraceStep.at */
-#define TICK_PARTS    2           /* of one client in one tick: steps must not wait for them */
+#define GRACE_US   CORE_SECOND /* for what the ranks tell after the end */
+#define TICK_PARTS 2           /* of one client in one tick: steps must not wait for them */
 
 struct trace {
     struct core_peer peer;   /* size 0: free */
@@ -77,8 +76,8 @@ static uint32_t after(uint64_t from, uint64_t to)
     return us < INT32_MAX ? (uint32_t)us : INT32_MAX;
 }
 
-static void fill_step(const struct coordinator *c, const struct times_work *w, int32_t *at,
-                      Gptoss__TraceStep *out)
+void trace_fill(const struct coordinator *c, const struct times_work *w, int32_t *at,
+                Gptoss__TraceStep *out)
 {
     gptoss__trace_step__init(out);
     out->step = w->step;
@@ -93,11 +92,11 @@ static void fill_step(const struct coordinator *c, const struct times_work *w, i
     out->kv_full_blocks_used = w->full_used;
     out->kv_window_blocks_used = w->window_used;
     out->at = at;
-    out->n_at = (size_t)STAGE_NUMBERS * c->world.size;
-    for (uint32_t i = 0; i < c->world.size; i++, at += STAGE_NUMBERS) {
+    out->n_at = (size_t)TRACE_STAGE_NUMBERS * c->world.size;
+    for (uint32_t i = 0; i < c->world.size; i++, at += TRACE_STAGE_NUMBERS) {
         const struct coordinator_stage_step *s = times_stage_step(c, i, w->step);
         if (!s) {
-            for (int k = 0; k < STAGE_NUMBERS; k++)
+            for (int k = 0; k < TRACE_STAGE_NUMBERS; k++)
                 at[k] = -1;
             continue;
         }
@@ -158,13 +157,14 @@ static void send_steps(struct coordinator *c, struct trace *t, uint64_t to, uint
     n = n > most ? (most ? most : 1) : n;
     Gptoss__TracePart part = GPTOSS__TRACE_PART__INIT;
     Gptoss__TraceStep *steps = base_alloc(n, sizeof *steps);
-    int32_t *at = base_alloc(n * STAGE_NUMBERS * c->world.size, sizeof *at);
+    int32_t *at = base_alloc(n * TRACE_STAGE_NUMBERS * c->world.size, sizeof *at);
     part.steps = base_alloc(n, sizeof *part.steps);
     for (uint64_t i = 0; i < n; i++) {
         const struct times_work *w = times_work(c, t->next + i);
         if (!w)
             continue; /* forgotten since: the client asked for more than the rings hold */
-        fill_step(c, w, at + STAGE_NUMBERS * c->world.size * part.n_steps, &steps[part.n_steps]);
+        trace_fill(c, w, at + TRACE_STAGE_NUMBERS * c->world.size * part.n_steps,
+                   &steps[part.n_steps]);
         part.steps[part.n_steps] = &steps[part.n_steps];
         part.n_steps++;
     }

@@ -9,13 +9,15 @@
 
 #include "proto/proto.h"
 
-#define TRACE_CLIENTS      4 /* at a time */
-#define TRACE_SECONDS_MAX  600
-#define TRACE_PART_ENTRIES 16384 /* steps × stages of one part */
-#define TRACE_PART_US      200000u
+#define TRACE_CLIENTS       4 /* at a time */
+#define TRACE_SECONDS_MAX   600
+#define TRACE_PART_ENTRIES  16384 /* steps × stages of one part */
+#define TRACE_PART_US       200000u
+#define TRACE_STAGE_NUMBERS 7 /* of TraceStep.at, for each stage */
 
 struct coordinator;
 struct core_peer;
+struct times_work;
 
 void trace_receive(struct coordinator *c, const struct core_peer *peer,
                    const Gptoss__TraceRequest *m, uint64_t now);
@@ -24,5 +26,8 @@ void trace_tick(struct coordinator *c, uint64_t now);
 /* When trace_tick is due; UINT64_MAX: never. */
 uint64_t trace_next(const struct coordinator *c, uint64_t now);
 void trace_destroy(struct coordinator *c);
+/* A step as clients are told of it; `at` is [world.size · TRACE_STAGE_NUMBERS], the caller's. */
+void trace_fill(const struct coordinator *c, const struct times_work *w, int32_t *at,
+                Gptoss__TraceStep *out);
 
 #endif
