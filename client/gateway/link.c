@@ -18,6 +18,7 @@
 #define STATUS_SECONDS 1.0
 #define WATCH_SECONDS  0.45 /* between two status messages while somebody watches the pipeline */
 #define NONSENSE_MAX   1000
+#define RECENT_STEPS   48 /* that those who watch are shown */
 
 int link_open(struct gateway *g, char *err, size_t err_size)
 {
@@ -100,6 +101,7 @@ void link_status(struct gateway *g)
     Gptoss__StatusRequest request = GPTOSS__STATUS_REQUEST__INIT;
     message.body_case = GPTOSS__CLIENT_MESSAGE__BODY_STATUS;
     message.status = &request;
+    request.recent_steps = g->n_watchers > 0 ? RECENT_STEPS : 0;
     g->asked_status = clock_seconds();
     send_message(g, &message.base);
 }
