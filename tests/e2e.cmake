@@ -1,7 +1,7 @@
 # End-to-end tests: real processes. Debian's own Python has zmq and protobuf; where they are missing
 # the tests say so and are skipped.
 find_program(GPTOSS_PYTHON NAMES python3 PATHS /usr/bin NO_DEFAULT_PATH)
-foreach(name golden crowd sharing refusals programs seeing faults security journal clients)
+foreach(name golden crowd sharing refusals programs seeing faults security journal clients page)
   if(EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/e2e/${name}.py)
     add_test(NAME e2e-${name} COMMAND ${GPTOSS_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/e2e/${name}.py)
     set_tests_properties(e2e-${name} PROPERTIES

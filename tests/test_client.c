@@ -53,6 +53,28 @@ static void reply_status(void)
     s.requests_running = 3;
     s.kv_full_blocks = 200;
     s.kv_full_blocks_used = 50;
+    stage.state = (char *)"ready";
+    stage.pid = 711;
+    Gptoss__StepPlace place = GPTOSS__STEP_PLACE__INIT, *places[] = {&place};
+    place.step = 9;
+    place.stage = 2;
+    place.seconds = 0.25;
+    s.flight = places;
+    s.n_flight = 1;
+    /* Of the second stage nothing was told. */
+    int32_t at[14] = {-20, 30, 50, 5, 40, 25, 10, -1, -1, -1, -1, -1, -1, -1};
+    Gptoss__TraceStep step = GPTOSS__TRACE_STEP__INIT, *steps[] = {&step};
+    step.step = 8;
+    step.issued_us = 1000000;
+    step.at = at;
+    step.n_at = 14;
+    s.recent_steps = steps;
+    s.n_recent_steps = 1;
+    Gptoss__Loss loss = GPTOSS__LOSS__INIT;
+    loss.stage_given_case = GPTOSS__LOSS__STAGE_GIVEN_STAGE;
+    loss.text = (char *)"rank 0 died";
+    loss.over = true;
+    s.last_loss = &loss;
     tell(GPTOSS__SERVER_MESSAGE__BODY_STATUS, &s);
 }
 
@@ -410,6 +432,19 @@ static void status_is_a_table_or_json(void **state)
     forget();
     json_t *json = parse(), *stage = json_array_get(json_object_get(json, "stages"), 0);
     assert_int_equal(json_integer_value(json_object_get(stage, "layer_count")), 6);
+    assert_string_equal(json_string_value(json_object_get(stage, "state")), "ready");
+    assert_int_equal(json_integer_value(json_object_get(stage, "pid")), 711);
+    json_t *place = json_array_get(json_object_get(json, "flight"), 0);
+    assert_int_equal(json_integer_value(json_object_get(place, "stage")), 2);
+    json_t *step = json_array_get(json_object_get(json, "recent_steps"), 0);
+    json_t *times = json_array_get(json_object_get(step, "stages"), 0);
+    static const int64_t want[] = {20, 60, 75, 85}; /* began, ended; the head began, ended */
+    for (size_t i = 0; i < 4; i++)
+        assert_int_equal(json_integer_value(json_array_get(times, i)), want[i]);
+    assert_true(json_is_null(json_array_get(json_object_get(step, "stages"), 1)));
+    json_t *loss = json_object_get(json, "last_loss");
+    assert_true(json_is_true(json_object_get(loss, "over")));
+    assert_int_equal(json_integer_value(json_object_get(loss, "stage")), 0);
     json_decref(json);
 }
 
