@@ -272,7 +272,7 @@ def test_it_fits_a_phone_and_works_by_keyboard():
         page.look(1280, 800)
         order = []
         page.evaluate("document.querySelector('.skip').focus()")
-        for _ in range(8):
+        for _ in range(12):
             page.press("Tab")
             order.append(page.evaluate("document.activeElement.id || document.activeElement.textContent.slice(0, 16)"))
         wanted = ["new", "open-settings", "theme", "prompt", "send"]
@@ -288,6 +288,61 @@ def test_it_fits_a_phone_and_works_by_keyboard():
         nameless = page.evaluate("""[...document.querySelectorAll('button, input, textarea, select')].filter(e =>
             !(e.textContent.trim() || e.getAttribute('aria-label') || (e.labels && e.labels.length))).map(e => e.outerHTML)""")
         assert nameless == [], nameless
+
+
+STREAMS = """
+    let tries = 0;
+    const chunk = (delta, finish) => 'data: ' + JSON.stringify({choices: [{index: 0, delta, finish_reason: finish || null}]}) + '\\r\\n\\r\\n';
+    const call = (name, text) => chunk({tool_calls: [{index: 0, ...(name ? {id: 'c1', type: 'function'} : {}),
+        function: {...(name ? {name} : {}), arguments: text}}]});
+    window.release = null;
+    const plain = window.fetch;
+    window.fetch = async (url, o) => {
+        if (!o || !o.body) return plain(url, o);
+        const stream = parts => new Response(new ReadableStream({async start(c) {
+            for (const p of parts) {
+                if (p === null) await new Promise(go => { window.release = go; });
+                else for (const half of [p.slice(0, 9), p.slice(9)]) c.enqueue(new TextEncoder().encode(half));
+            }
+            c.close();
+        }}), {headers: {'Content-Type': 'text/event-stream'}});
+        switch (JSON.parse(o.body).messages.pop().content) {
+        case 'busy': return ++tries === 1 ? new Response('{"error": {"message": "full"}}', {status: 429, headers: {'Retry-After': '0'}})
+            : stream([chunk({content: 'in the end'}), chunk({}, 'stop'), 'data: [DONE]\\n\\n']);
+        case 'pause': return stream([chunk({content: 'one '}), ': waiting\\n\\n', null, chunk({content: 'two \u00e9'}), chunk({}, 'stop'), 'data: [DONE]\\n\\n']);
+        case 'call': return stream([call('f', ''), call('', '{"a"'), null, call('', ': 1}'), chunk({}, 'tool_calls'), 'data: [DONE]\\n\\n']);
+        case 'cut': return stream([chunk({content: 'half an'})]);
+        case 'fault': return stream([chunk({content: 'x'}), 'data: {"error": {"message": "the ranks are lost"}}\\n\\n']);
+        default: return new Response('{"error": {"message": "temperature is 9, more than 2"}}', {status: 400});
+        }
+    }; 0
+"""
+
+
+def test_pauses_errors_and_a_full_queue_are_told():
+    with opened() as (server, gateway, page):
+        page.evaluate("{" + STREAMS + "}")
+        said = f"{LAST}.innerText"
+        ask(page, "busy")
+        page.wait(DONE % 1)
+        assert "in the end" in page.evaluate(said)
+        ask(page, "pause")
+        page.wait(f"release && turns[3].content === 'one ' && {said}.includes('Waiting for the pipeline')")
+        page.evaluate("release(); 0")
+        page.wait(DONE % 2)
+        assert "one two \u00e9" in page.evaluate(said) and "Waiting" not in page.evaluate(said)
+        page.evaluate("release = null; 0")
+        ask(page, "call")
+        page.wait(f"release && {LAST}.querySelector('.call pre') && {LAST}.querySelector('.call pre').textContent === '{{\"a\"'")
+        page.evaluate("release(); 0")  # its arguments were shown as they came
+        page.wait(DONE % 3)
+        assert page.evaluate("turns[5].calls[0]") == {"id": "c1", "name": "f", "arguments": '{"a": 1}'}
+        for n, (text, wanted) in enumerate((("cut", "ended before the answer did"), ("fault", "the ranks are lost"),
+                                            ("bad", "temperature is 9, more than 2"))):
+            ask(page, text)
+            page.wait(DONE % (4 + n))
+            assert wanted in page.evaluate(f"{LAST}.querySelector('[role=alert]').innerText"), text
+        page.errors.clear()  # the browser counts the server's refusals as such
 
 
 def test_what_the_model_says_stays_text():
