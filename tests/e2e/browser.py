@@ -1,5 +1,6 @@
 """A headless chromium, driven over its DevTools protocol: enough of it for tests and screenshots."""
 import base64
+import ctypes
 import json
 import os
 import shutil
@@ -24,6 +25,11 @@ def missing():
     return None
 
 
+def end_with_the_test():
+    """Whoever started this process may be killed; then it ends too."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 class Browser:
     """One page. Use it in a with statement."""
 
@@ -39,7 +45,7 @@ class Browser:
                    f"--user-data-dir={self.place}", f"--window-size={width},{height}", "about:blank"]
         with open(os.path.join(self.place, "log"), "w") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                                            start_new_session=True)
+                                            start_new_session=True, preexec_fn=end_with_the_test)
         try:
             self._connect()
         except BaseException:

@@ -31,7 +31,8 @@ class Gateway:
         with open(self.log_path, "w") as log:
             self.process = subprocess.Popen(
                 [program("gptoss-gateway"), "--coordinator", server.endpoint, "--port", "0", *options],
-                stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment())
+                stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment(),
+                preexec_fn=browser.end_with_the_test)
         self.url = None
 
     def said(self):
