@@ -45,6 +45,7 @@ void call_destroy(struct call *call)
     text_free(&call->head);
     text_free(&call->tail);
     json_decref(call->root);
+    json_memory_return();
     if (call->exchange != NULL)
         call->exchange->call = NULL;
     free(call);

@@ -261,6 +261,8 @@ struct field {
 };
 
 void json_memory_init(void); /* once: bounds what jansson allocates */
+/* Gives the system back what a large body took, where the allocator would keep it. */
+void json_memory_return(void);
 json_t *json_body(const struct text *body, struct problem *p);
 /* 0; -1 and a problem that names the first field of `object` that is unknown or not supported. `path`
  * stands in front of names: "" or "reasoning". */

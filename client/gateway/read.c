@@ -11,10 +11,12 @@
 
 #include "client/gateway/gateway.h"
 
-#define DEPTH_MAX 64
+#define DEPTH_MAX  64
+#define TRIM_BYTES ((size_t)8 << 20)
 
 static size_t json_bytes;      /* allocated by jansson */
 static size_t json_bytes_most; /* that may be */
+static size_t json_bytes_peak; /* since memory was last given back */
 
 static void *counted_malloc(size_t size)
 {
@@ -23,6 +25,8 @@ static void *counted_malloc(size_t size)
     void *memory = malloc(size);
     if (memory != NULL)
         json_bytes += malloc_usable_size(memory);
+    if (json_bytes > json_bytes_peak)
+        json_bytes_peak = json_bytes;
     return memory;
 }
 
@@ -37,6 +41,14 @@ void json_memory_init(void)
 {
     json_bytes_most = SIZE_MAX;
     json_set_alloc_funcs(counted_malloc, counted_free);
+}
+
+void json_memory_return(void)
+{
+    if (json_bytes_peak - json_bytes < TRIM_BYTES)
+        return;
+    malloc_trim(0);
+    json_bytes_peak = json_bytes;
 }
 
 /* jansson's own bound is 2048 levels; nobody needs so many. */
@@ -79,11 +91,13 @@ json_t *json_body(const struct text *body, struct problem *p)
                 *c = ' ';
         problem_set(p, 400, "invalid_json", "", "the body is not JSON: line %d, column %d: %s",
                     error.line, error.column, error.text);
+        json_memory_return();
         return NULL;
     }
     if (!json_is_object(root)) {
         problem_set(p, 400, "invalid_json", "", "the body has to be a JSON object");
         json_decref(root);
+        json_memory_return();
         return NULL;
     }
     return root;
