@@ -18,7 +18,11 @@ if(TARGET gptoss-bench AND TARGET gptoss-worker AND TARGET gptoss-coordinator)
       COMMAND ${GPTOSS_PYTHON} ${PROJECT_SOURCE_DIR}/tests/e2e/perplexity.py
         $<TARGET_FILE:gptoss-bench> ${PROJECT_SOURCE_DIR}/models/gptoss-tiny-mxfp4.gguf
         ${PROJECT_SOURCE_DIR}/tests/data/ruth-jonah-esther.txt)
-    set_tests_properties(e2e-bench e2e-bench-load e2e-perplexity PROPERTIES
+    add_test(NAME e2e-compare
+      COMMAND ${GPTOSS_PYTHON} ${PROJECT_SOURCE_DIR}/tests/e2e/compare.py
+        ${PROJECT_SOURCE_DIR}/scripts/compare-cpu $<TARGET_FILE:gptoss-bench>
+        ${PROJECT_SOURCE_DIR}/models/gptoss-tiny-mxfp4.gguf)
+    set_tests_properties(e2e-bench e2e-bench-load e2e-perplexity e2e-compare PROPERTIES
       TIMEOUT 280 LABELS e2e RUN_SERIAL TRUE)
   endif()
 endif()
