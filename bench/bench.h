@@ -24,6 +24,7 @@ int bench_pipeline(int argc, char **argv);
 int bench_serve(int argc, char **argv);
 int bench_kernels(int argc, char **argv);
 int bench_simulate(int argc, char **argv);
+int bench_perplexity(int argc, char **argv);
 
 /* Whether Ctrl-C or SIGTERM came; every wait looks at it. */
 bool bench_interrupted(void);

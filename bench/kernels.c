@@ -104,6 +104,17 @@ static double share(double value, double limit)
     return limit > 0 ? value / limit : -1;
 }
 
+/* What bounds it where arithmetic does: products of the fast mode are of integers. */
+static double rate_of(const struct bench_kernels *b, const struct result *r)
+{
+    static const char *const floats[] = {"rmsnorm", "attention", "prefill", "sampling"};
+    bool product = true;
+    for (size_t i = 0; i < sizeof floats / sizeof *floats; i++)
+        product = product && strncmp(r->kernel, floats[i], strlen(floats[i])) != 0;
+    return product && b->info.fast && b->limits.integers > 0 ? b->limits.integers
+                                                             : b->limits.operations;
+}
+
 static void add(struct bench_kernels *b, const struct result *r)
 {
     double bytes = r->bytes / r->seconds, operations = r->operations / r->seconds;
@@ -123,8 +134,8 @@ static void add(struct bench_kernels *b, const struct result *r)
         if (b->limits.read > 0)
             snprintf(cells[BYTES_SHARE], 64, "%.1f %%", 100 * bytes / b->limits.read);
         snprintf(cells[RATE], 64, "%.1f", operations * 1e-9);
-        if (b->limits.operations > 0)
-            snprintf(cells[RATE_SHARE], 64, "%.1f %%", 100 * operations / b->limits.operations);
+        if (rate_of(b, r) > 0)
+            snprintf(cells[RATE_SHARE], 64, "%.1f %%", 100 * operations / rate_of(b, r));
         table_row(b->table, pointers);
         if (isatty(STDERR_FILENO))
             fprintf(stderr, "# %s %s, %" PRIu32 " rows: %.1f µs\n", r->kernel, r->type, r->rows,
@@ -138,6 +149,9 @@ static void add(struct bench_kernels *b, const struct result *r)
         fields_known(&f, "limit_copy", b->limits.copy > 0 ? b->limits.copy : -1);
         fields_known(&f, "limit_operations", b->limits.operations > 0 ? b->limits.operations : -1);
         fields_text(&f, "limit_unit", b->limits.unit);
+        fields_known(&f, "limit_read_one", b->limits.read_one > 0 ? b->limits.read_one : -1);
+        fields_known(&f, "limit_integers", b->limits.integers > 0 ? b->limits.integers : -1);
+        fields_text(&f, "activations", b->info.fast ? "int8" : "f32");
         fields_text(&f, "kernel", r->kernel);
         fields_text(&f, "type", r->type);
         fields_text(&f, "shape", r->shape);
@@ -149,7 +163,7 @@ static void add(struct bench_kernels *b, const struct result *r)
         fields_real(&f, "bytes_per_second", bytes);
         fields_real(&f, "operations_per_second", operations);
         fields_known(&f, "read_share", share(bytes, b->limits.read));
-        fields_known(&f, "operations_share", share(operations, b->limits.operations));
+        fields_known(&f, "operations_share", share(operations, rate_of(b, r)));
         fields_print(&f, b->format, b->n);
     }
     b->n++;
@@ -581,9 +595,14 @@ static int run(struct bench_kernels *b, char *err, size_t err_size)
     if (!b->choice.kv_type && strcmp(b->info.backend, "cuda") == 0)
         b->kv_type = KERNELS_KV_F16;
     if (b->format == BENCH_MD) {
-        printf("%s: reads %.1f GB/s, copies %.1f GB/s (read + written), %.1f GFLOP/s (%s)\n\n",
-               b->info.device, b->limits.read * 1e-9, b->limits.copy * 1e-9,
+        printf("%s: reads %.1f GB/s", b->info.device, b->limits.read * 1e-9);
+        if (b->limits.read_one > 0 && b->info.threads > 1)
+            printf(" (one thread %.1f)", b->limits.read_one * 1e-9);
+        printf(", copies %.1f GB/s (read + written), %.1f GFLOP/s (%s)", b->limits.copy * 1e-9,
                b->limits.operations * 1e-9, b->limits.unit);
+        if (b->limits.integers > 0)
+            printf(", %.1f GOP/s (int8 dot products)", b->limits.integers * 1e-9);
+        printf("\n\n");
         fflush(stdout);
         b->table = table_create(COLUMNS, headings);
     }

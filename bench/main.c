@@ -29,6 +29,7 @@ static const struct {
     {"kernels", bench_kernels, "each operation of a layer beside the device's limits"},
     {"serve", bench_serve, "what the clients of a coordinator under load see"},
     {"simulate", bench_simulate, "what more stages or another load would give, in virtual time"},
+    {"perplexity", bench_perplexity, "how well a model foretells a text, exact or fast"},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 

@@ -92,6 +92,8 @@ struct kernels_limits {
     double read, copy; /* bytes a second; copy: those read and those written */
     double operations; /* a second, a multiplication and an addition being two */
     const char *unit;  /* of what they are: "f32 FMA", "f16 wgmma"; static memory */
+    double read_one;   /* bytes a second that one thread reads; 0: there are no threads */
+    double integers;   /* operations a second of int8 dot products; 0: not known */
 };
 
 int kernels_op_rmsnorm(struct kernels *k, const struct kernels_op_rmsnorm *op, double *seconds);

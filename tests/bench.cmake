@@ -13,7 +13,16 @@ if(TARGET gptoss-bench AND TARGET gptoss-worker AND TARGET gptoss-coordinator)
       COMMAND ${GPTOSS_PYTHON} ${PROJECT_SOURCE_DIR}/tests/e2e/bench_load.py
         $<TARGET_FILE:gptoss-bench> ${PROJECT_SOURCE_DIR}/models/gptoss-tiny-mxfp4.gguf
         ${PROJECT_SOURCE_DIR}/scripts/scaling)
-    set_tests_properties(e2e-bench e2e-bench-load PROPERTIES
+    # int8 activations foretell a text as well as float ones.
+    add_test(NAME e2e-perplexity
+      COMMAND ${GPTOSS_PYTHON} ${PROJECT_SOURCE_DIR}/tests/e2e/perplexity.py
+        $<TARGET_FILE:gptoss-bench> ${PROJECT_SOURCE_DIR}/models/gptoss-tiny-mxfp4.gguf
+        ${PROJECT_SOURCE_DIR}/tests/data/ruth-jonah-esther.txt)
+    add_test(NAME e2e-compare
+      COMMAND ${GPTOSS_PYTHON} ${PROJECT_SOURCE_DIR}/tests/e2e/compare.py
+        ${PROJECT_SOURCE_DIR}/scripts/compare-cpu $<TARGET_FILE:gptoss-bench>
+        ${PROJECT_SOURCE_DIR}/models/gptoss-tiny-mxfp4.gguf)
+    set_tests_properties(e2e-bench e2e-bench-load e2e-perplexity e2e-compare PROPERTIES
       TIMEOUT 280 LABELS e2e RUN_SERIAL TRUE)
   endif()
 endif()

@@ -135,42 +135,45 @@ static float load_element(enum kernels_kv_type type, const unsigned char *at)
     return value;
 }
 
-static v16 load_elements(enum kernels_kv_type type, const unsigned char *at)
+INLINE v16 load_elements(enum kernels_kv_type type, const unsigned char *at)
 {
     return type == KERNELS_KV_F32   ? v_load((const float *)(const void *)at)
            : type == KERNELS_KV_F16 ? v_load_f16(at)
                                     : v_load_bf16(at);
 }
 
-/* Copies keys from…to−1 (positions) of the chunk at `start` to k [head_dim, CHUNK_KEYS] and their
- * values to v [CHUNK_KEYS, padded(head_dim)]. */
-static void copy_chunk(const struct host_attention *a, const struct host_sequence *s, uint32_t head,
-                       uint32_t start, uint32_t from, uint32_t to, float *k, float *v)
+/* Copies keys from…to−1 (positions) of the chunk at `start` to k [SUBTILES, head_dim, 16] and their
+ * values to v [CHUNK_KEYS, padded(head_dim)]. `type` is a constant. */
+INLINE void copy_chunk(const struct host_attention *a, const struct host_sequence *s,
+                       enum kernels_kv_type type, uint32_t head, uint32_t start, uint32_t from,
+                       uint32_t to, float *k, float *v)
 {
     const struct host_kv *kv = &a->kv;
-    uint64_t element = host_kv_element_bytes(kv->type), v_stride = host_padded(kv->head_dim);
+    uint32_t dim = kv->head_dim;
+    uint64_t element = host_kv_element_bytes(type), v_stride = host_padded(dim);
     for (uint32_t p = from / 16 * 16; p < to && kv->block_tokens >= 16; p += 16) {
         const unsigned char *keys =
             block_of(kv, s, p) + kv_offset(kv, false, head, p % kv->block_tokens) * element;
-        for (uint32_t d = 0; d < kv->head_dim; d++)
-            v_store(k + (uint64_t)d * CHUNK_KEYS + (p - start),
-                    load_elements(kv->type, keys + d * kv->block_tokens * element));
+        float *at = k + (uint64_t)(p - start) * dim;
+        for (uint32_t d = 0; d < dim; d++)
+            v_store(at + (uint64_t)d * 16,
+                    load_elements(type, keys + d * kv->block_tokens * element));
     }
     for (uint32_t p = from; p < to; p++) {
         const unsigned char *block = block_of(kv, s, p);
         uint32_t in_block = p % kv->block_tokens, d = 0;
         if (kv->block_tokens < 16) {
             const unsigned char *key = block + kv_offset(kv, false, head, in_block) * element;
-            for (uint32_t i = 0; i < kv->head_dim; i++)
-                k[(uint64_t)i * CHUNK_KEYS + (p - start)] =
-                    load_element(kv->type, key + i * kv->block_tokens * element);
+            float *at = k + (uint64_t)((p - start) / 16) * 16 * dim + (p - start) % 16;
+            for (uint32_t i = 0; i < dim; i++)
+                at[(uint64_t)i * 16] = load_element(type, key + i * kv->block_tokens * element);
         }
         const unsigned char *value = block + kv_offset(kv, true, head, in_block) * element;
         float *row = v + (p - start) * v_stride;
-        for (; d + 16 <= kv->head_dim; d += 16)
-            v_store(row + d, load_elements(kv->type, value + d * element));
+        for (; d + 16 <= dim; d += 16)
+            v_store(row + d, load_elements(type, value + d * element));
         for (; d < v_stride; d++)
-            row[d] = d < kv->head_dim ? load_element(kv->type, value + d * element) : 0;
+            row[d] = d < dim ? load_element(type, value + d * element) : 0;
     }
 }
 
@@ -182,13 +185,17 @@ static void find_chunk(const struct host_attention *a, const struct host_sequenc
     bool in_place =
         kv->type == KERNELS_KV_F32 && kv->block_tokens >= 16 && v_stride == kv->head_dim;
     float *v = copy + (uint64_t)kv->head_dim * CHUNK_KEYS;
-    chunk->k_stride = in_place ? kv->block_tokens : CHUNK_KEYS;
+    chunk->k_stride = in_place ? kv->block_tokens : 16;
     chunk->v_stride = v_stride;
-    if (!in_place)
-        copy_chunk(a, s, head, start, from, to, copy, v);
+    if (!in_place && kv->type == KERNELS_KV_F16)
+        copy_chunk(a, s, KERNELS_KV_F16, head, start, from, to, copy, v);
+    else if (!in_place && kv->type == KERNELS_KV_BF16)
+        copy_chunk(a, s, KERNELS_KV_BF16, head, start, from, to, copy, v);
+    else if (!in_place)
+        copy_chunk(a, s, KERNELS_KV_F32, head, start, from, to, copy, v);
     for (uint32_t i = from / 16 % SUBTILES; i <= (to - 1) / 16 % SUBTILES; i++) {
         uint32_t p = start + i * 16;
-        chunk->k[i] = copy + i * 16;
+        chunk->k[i] = copy + (uint64_t)i * 16 * kv->head_dim;
         chunk->v[i] = v + i * 16 * v_stride;
         if (in_place) {
             const float *block = (const float *)(const void *)block_of(kv, s, p);
@@ -200,24 +207,41 @@ static void find_chunk(const struct host_attention *a, const struct host_sequenc
 
 /* ── scores and values ─────────────────────────────────────────────────────────────────────── */
 
-/* scores[h][key] = q_h · key, for `heads` (1 or 2) heads and `n` subtiles from i on, both constants. */
-INLINE void score(const struct chunk *chunk, uint32_t i, uint32_t n, const float *q, uint32_t heads,
-                  uint32_t head_dim, float *scores)
+/* Heads of a group that read a key or a value together, and vectors of keys or values at a time: as
+ * many sums as fit the registers, so that loads are fewer than multiplications. */
+#if T_LANES == 16
+#define HEADS   4
+#define VECTORS 4
+#else
+#define HEADS   2
+#define VECTORS 2
+#endif
+
+/* scores[h][key] = q_h · key, for `heads` heads and `n` subtiles from i on, both constants. */
+INLINE void score_some(const struct chunk *chunk, uint32_t i, uint32_t n, const float *q,
+                       uint32_t heads, uint32_t head_dim, float *scores)
 {
-    v16 s[2][SUBTILES];
+    v16 s[HEADS][VECTORS];
+    const float *keys[VECTORS];
+#pragma GCC unroll 4
+    for (uint32_t j = 0; j < n; j++)
+        keys[j] = chunk->k[i + j];
 #pragma GCC unroll 4
     for (uint32_t h = 0; h < heads; h++)
 #pragma GCC unroll 4
         for (uint32_t j = 0; j < n; j++)
             s[h][j] = v_zero();
     for (uint32_t d = 0; d < head_dim; d++) {
-        v16 q0 = v_set(q[d]), q1 = heads > 1 ? v_set(q[head_dim + d]) : q0;
+        v16 key[VECTORS];
 #pragma GCC unroll 4
-        for (uint32_t j = 0; j < n; j++) {
-            v16 key = v_load(chunk->k[i + j] + d * chunk->k_stride);
-            s[0][j] = v_fma(q0, key, s[0][j]);
-            if (heads > 1)
-                s[1][j] = v_fma(q1, key, s[1][j]);
+        for (uint32_t j = 0; j < n; j++)
+            key[j] = v_load(keys[j] + d * chunk->k_stride);
+#pragma GCC unroll 4
+        for (uint32_t h = 0; h < heads; h++) {
+            v16 q_h = v_set(q[h * head_dim + d]);
+#pragma GCC unroll 4
+            for (uint32_t j = 0; j < n; j++)
+                s[h][j] = v_fma(q_h, key[j], s[h][j]);
         }
     }
 #pragma GCC unroll 4
@@ -227,26 +251,42 @@ INLINE void score(const struct chunk *chunk, uint32_t i, uint32_t n, const float
             v_store(scores + h * CHUNK_KEYS + (i + j) * 16, s[h][j]);
 }
 
-/* sums[h] = sums[h] · factor[h] + Σ over keys from…to−1 of p_h · v, for `n` vectors of values. */
-INLINE void add_values(const struct chunk *chunk, uint32_t from, uint32_t to, const float *p,
-                       const float *factor, uint32_t heads, uint32_t n, uint64_t column,
-                       float *sums)
+/* Subtiles first…last of the chunk, for `heads` heads, a constant. */
+INLINE void score(const struct chunk *chunk, uint32_t first, uint32_t last, const float *q,
+                  uint32_t heads, uint32_t head_dim, float *scores)
 {
-    v16 s[2][4];
+    uint32_t i = first;
+    for (; i + VECTORS <= last + 1; i += VECTORS)
+        score_some(chunk, i, VECTORS, q, heads, head_dim, scores);
+    for (; i <= last; i++)
+        score_some(chunk, i, 1, q, heads, head_dim, scores);
+}
+
+/* sums[h] = sums[h] · factor[h] + Σ over keys from…to−1 of p_h · v, for `n` vectors of values. */
+INLINE void add_some(const struct chunk *chunk, uint32_t from, uint32_t to, const float *p,
+                     const float *factor, uint32_t heads, uint32_t n, uint64_t column, float *sums)
+{
+    v16 s[HEADS][VECTORS];
 #pragma GCC unroll 4
     for (uint32_t h = 0; h < heads; h++)
 #pragma GCC unroll 4
         for (uint32_t j = 0; j < n; j++)
             s[h][j] = v_mul(v_load(sums + h * chunk->v_stride + column + j * 16), v_set(factor[h]));
-    for (uint32_t key = from; key < to; key++) {
+    for (uint32_t key = from; key < to;) {
         const float *v = chunk->v[key / 16] + key % 16 * chunk->v_stride + column;
-        v16 p0 = v_set(p[key]), p1 = heads > 1 ? v_set(p[CHUNK_KEYS + key]) : p0;
+        uint32_t end = key / 16 * 16 + 16 < to ? key / 16 * 16 + 16 : to;
+        for (; key < end; key++, v += chunk->v_stride) {
+            v16 value[VECTORS];
 #pragma GCC unroll 4
-        for (uint32_t j = 0; j < n; j++) {
-            v16 value = v_load(v + j * 16);
-            s[0][j] = v_fma(p0, value, s[0][j]);
-            if (heads > 1)
-                s[1][j] = v_fma(p1, value, s[1][j]);
+            for (uint32_t j = 0; j < n; j++)
+                value[j] = v_load(v + j * 16);
+#pragma GCC unroll 4
+            for (uint32_t h = 0; h < heads; h++) {
+                v16 p_h = v_set(p[h * CHUNK_KEYS + key]);
+#pragma GCC unroll 4
+                for (uint32_t j = 0; j < n; j++)
+                    s[h][j] = v_fma(p_h, value[j], s[h][j]);
+            }
         }
     }
 #pragma GCC unroll 4
@@ -256,6 +296,16 @@ INLINE void add_values(const struct chunk *chunk, uint32_t from, uint32_t to, co
             v_store(sums + h * chunk->v_stride + column + j * 16, s[h][j]);
 }
 
+INLINE void add_values(const struct chunk *chunk, uint32_t from, uint32_t to, const float *p,
+                       const float *factor, uint32_t heads, float *sums)
+{
+    uint64_t column = 0;
+    for (; column + 16 * VECTORS <= chunk->v_stride; column += 16 * VECTORS)
+        add_some(chunk, from, to, p, factor, heads, VECTORS, column, sums);
+    for (; column < chunk->v_stride; column += 16)
+        add_some(chunk, from, to, p, factor, heads, 1, column, sums);
+}
+
 /* What a query's head knows after some chunks. */
 struct state {
     float *most;     /* [group] the largest score, or the sink */
@@ -263,68 +313,68 @@ struct state {
     float *sums;     /* [group, padded(head_dim)] of weighted values */
 };
 
-/* Keys from…to−1 of the chunk (counted from its start) for all heads of the group. */
+/* The scores of one head become its share of the sum, e to their distance from the largest so far;
+ * what is summed up shrinks by the factor that is returned. */
+INLINE float weigh(float *s, uint32_t from, uint32_t to, float scale, float *most, float *exp_sums)
+{
+    uint32_t first = from / 16, last = (to - 1) / 16;
+    v16 top = v_set(*most), v[SUBTILES];
+    for (uint32_t i = first; i <= last; i++) {
+        uint32_t lane_from = from > i * 16 ? from - i * 16 : 0;
+        uint32_t lane_to = to < i * 16 + 16 ? to - i * 16 : 16;
+        v[i] = v_mul(v_load(s + i * 16), v_set(scale));
+        if (lane_from || lane_to < 16)
+            v[i] = v_keep(v[i], lane_from, lane_to, v_set(-INFINITY));
+        top = v_max(v[i], top);
+    }
+    float now = v_most(top), factor = *most < now ? scalar_exp(*most - now) : 1.0f;
+    *most = now;
+    v16 sum = v_mul(v_load(exp_sums), v_set(factor));
+    for (uint32_t i = first; i <= last; i++) {
+        uint32_t lane_from = from > i * 16 ? from - i * 16 : 0;
+        uint32_t lane_to = to < i * 16 + 16 ? to - i * 16 : 16;
+        v16 e = v_exp(v_sub(v[i], v_set(now)));
+        if (lane_from || lane_to < 16)
+            e = v_keep(e, lane_from, lane_to, v_zero());
+        v_store(s + i * 16, e);
+        sum = v_add(sum, e);
+    }
+    v_store(exp_sums, sum);
+    return factor;
+}
+
+/* Keys from…to−1 of the chunk (counted from its start) for `heads` heads, a constant. */
+INLINE void attend_heads(const struct chunk *chunk, uint32_t from, uint32_t to, const float *q,
+                         uint32_t heads, uint32_t head_dim, float scale, float *scores, float *most,
+                         float *exp_sums, float *sums)
+{
+    float factor[HEADS];
+    score(chunk, from / 16, (to - 1) / 16, q, heads, head_dim, scores);
+    for (uint32_t h = 0; h < heads; h++)
+        factor[h] = weigh(scores + h * CHUNK_KEYS, from, to, scale, &most[h], exp_sums + h * 16);
+    add_values(chunk, from, to, scores, factor, heads, sums);
+}
+
+/* All heads of the group. */
 static void attend_chunk(const struct chunk *chunk, uint32_t from, uint32_t to, const float *q,
                          uint32_t group, uint32_t head_dim, float scale, float *scores,
                          const struct state *state)
 {
-    uint32_t first = from / 16, last = (to - 1) / 16;
-    for (uint32_t h = 0; h < group; h += 2) {
+    for (uint32_t h = 0; h < group;) {
+        uint32_t heads = group - h >= HEADS ? HEADS : group - h >= 2 ? 2 : 1;
         const float *q_h = q + (uint64_t)h * head_dim;
-        bool two = h + 1 < group;
-        float *scores_h = scores + (uint64_t)h * CHUNK_KEYS;
-        if (first == 0 && last == SUBTILES - 1) {
-            if (two)
-                score(chunk, 0, SUBTILES, q_h, 2, head_dim, scores_h);
-            else
-                score(chunk, 0, SUBTILES, q_h, 1, head_dim, scores_h);
-            continue;
-        }
-        for (uint32_t i = first; i <= last; i++)
-            if (two)
-                score(chunk, i, 1, q_h, 2, head_dim, scores_h);
-            else
-                score(chunk, i, 1, q_h, 1, head_dim, scores_h);
-    }
-    for (uint32_t h = 0; h < group; h += 2) {
-        uint32_t heads = h + 1 < group ? 2 : 1;
-        float factor[2];
-        for (uint32_t g = h; g < h + heads; g++) {
-            float *s = scores + (uint64_t)g * CHUNK_KEYS;
-            v16 most = v_set(state->most[g]), v[SUBTILES];
-            for (uint32_t i = first; i <= last; i++) {
-                uint32_t lane_from = from > i * 16 ? from - i * 16 : 0;
-                uint32_t lane_to = to < i * 16 + 16 ? to - i * 16 : 16;
-                v[i] = v_keep(v_mul(v_load(s + i * 16), v_set(scale)), lane_from, lane_to,
-                              v_set(-INFINITY));
-                most = v_max(v[i], most);
-            }
-            float now = v_most(most);
-            factor[g - h] = scalar_exp(state->most[g] - now);
-            state->most[g] = now;
-            v16 sum = v_mul(v_load(state->exp_sums + g * 16), v_set(factor[g - h]));
-            for (uint32_t i = first; i <= last; i++) {
-                uint32_t lane_from = from > i * 16 ? from - i * 16 : 0;
-                uint32_t lane_to = to < i * 16 + 16 ? to - i * 16 : 16;
-                v16 e = v_keep(v_exp(v_sub(v[i], v_set(now))), lane_from, lane_to, v_zero());
-                v_store(s + i * 16, e);
-                sum = v_add(sum, e);
-            }
-            v_store(state->exp_sums + g * 16, sum);
-        }
-        const float *p = scores + (uint64_t)h * CHUNK_KEYS;
+        float *most = state->most + h, *exp_sums = state->exp_sums + (uint64_t)h * 16;
         float *sums = state->sums + h * chunk->v_stride;
-        uint64_t column = 0;
-        for (; column + 64 <= chunk->v_stride; column += 64)
-            if (heads == 2)
-                add_values(chunk, from, to, p, factor, 2, 4, column, sums);
-            else
-                add_values(chunk, from, to, p, factor, 1, 4, column, sums);
-        for (; column < chunk->v_stride; column += 16)
-            if (heads == 2)
-                add_values(chunk, from, to, p, factor, 2, 1, column, sums);
-            else
-                add_values(chunk, from, to, p, factor, 1, 1, column, sums);
+#define ATTEND(n)                                                                                  \
+    attend_heads(chunk, from, to, q_h, n, head_dim, scale, scores, most, exp_sums, sums)
+        if (heads == HEADS)
+            ATTEND(HEADS);
+        else if (heads == 2)
+            ATTEND(2);
+        else
+            ATTEND(1);
+#undef ATTEND
+        h += heads;
     }
 }
 

@@ -47,6 +47,11 @@ static uint64_t quantised_bytes(uint32_t columns)
     return quantised_stride(columns);
 }
 
+static uint64_t multiply_int8(void)
+{
+    return dot_of()->spin();
+}
+
 #define TEXT2(x) #x
 #define TEXT(x)  TEXT2(x)
 
@@ -60,6 +65,7 @@ const struct host_table CPU_NAME(table) = {
     .route = op_route,
     .moe = op_moe,
     .multiply = multiply,
+    .multiply_int8 = multiply_int8,
     .run = run,
     .packed_bytes = pack_bytes,
     .pack = pack,

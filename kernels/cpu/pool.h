@@ -1,9 +1,10 @@
 /*
  * pool: threads that share the tasks of one operation at a time. Private to kernels/.
  *
- * pool_run() returns when all its tasks are done. Tasks are taken one by one; a helper that is late
- * takes none and delays nobody. Helpers spin a few microseconds between operations, then sleep: there
- * may be more ranks than cores.
+ * pool_run() returns when all its tasks are done. Threads take some tasks at a time, at last one by
+ * one; a helper that is late takes none and delays nobody. Between operations helpers look out for the
+ * next one for some microseconds, offering their core to others meanwhile, and then sleep: there may be
+ * more ranks than cores. They run where their process may (mpirun --bind-to, taskset).
  */
 #ifndef GPTOSS_KERNELS_POOL_H
 #define GPTOSS_KERNELS_POOL_H

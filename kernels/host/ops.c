@@ -367,6 +367,14 @@ static void multiply_task(void *arg, uint32_t i, uint32_t thread)
     atomic_fetch_add(&c->operations, 2 * c->table->multiply());
 }
 
+static void multiply_int8_task(void *arg, uint32_t i, uint32_t thread)
+{
+    (void)i;
+    (void)thread;
+    struct copying *c = arg;
+    atomic_fetch_add(&c->operations, c->table->multiply_int8());
+}
+
 /* The best of a few rounds: a second each for `amount` of something. */
 static double best_rate(const struct host_context *context, const struct host_table *table,
                         uint32_t n, void (*task)(void *arg, uint32_t i, uint32_t thread),
@@ -395,13 +403,18 @@ int host_limits(struct kernels *k, struct kernels_limits *limits)
     if (!c.from || !c.to)
         status = -1;
     if (!status) {
-        limits->read = host_bandwidth(device->threads);
+        limits->read_one = limits->read = host_bandwidth(1);
+        if (device->threads > 1)
+            limits->read = host_bandwidth(device->threads);
         limits->copy = best_rate(&context, device->table, COPY_TASKS, copy_task, &c,
                                  2.0 * COPY_TASKS * (double)COPY_BYTES);
         limits->unit = "f32 FMA";
         if (device->table->multiply)
             limits->operations =
                 best_rate(&context, device->table, 4 * device->threads, multiply_task, &c, 0);
+        if (device->table->multiply_int8)
+            limits->integers =
+                best_rate(&context, device->table, 4 * device->threads, multiply_int8_task, &c, 0);
     }
     close_context(&context);
     free(c.from);

@@ -139,6 +139,8 @@ struct host_table {
     uint64_t (*quantised_bytes)(uint32_t columns);
     /* Floats multiplied and added as fast as can be, on one thread; how many. NULL: not known. */
     uint64_t (*multiply)(void);
+    /* The same of int8 dot products; how many multiplications and additions. */
+    uint64_t (*multiply_int8)(void);
     /* Runs task(arg, i, thread) for i < n, on the threads there are. */
     void (*run)(const struct host_context *c, uint32_t n,
                 void (*task)(void *arg, uint32_t i, uint32_t thread), void *arg);
