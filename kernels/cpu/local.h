@@ -62,12 +62,15 @@ static inline const struct cpu_dot *dot_of(void)
 #endif
 }
 
-/* Panels of a task, so many that each thread has a few tasks. */
-#define GROUP_PANELS 4
-static inline uint32_t group_of(const struct host_context *c, uint32_t panels)
+/* Panels of a task, so few that each thread has some tasks; where weights are read for one row of x,
+ * so many that most of the time it is one stream of memory. */
+#define GROUP_PANELS  4
+#define STREAM_PANELS 24
+static inline uint32_t group_of(const struct host_context *c, uint32_t panels, uint32_t n)
 {
-    uint32_t group = panels / (8 * pool_threads(c->pool));
-    return group < 1 ? 1 : group < GROUP_PANELS ? group : GROUP_PANELS;
+    uint32_t group = panels / (8 * pool_threads(c->pool)),
+             most = n > 1 ? GROUP_PANELS : STREAM_PANELS;
+    return group < 1 ? 1 : group < most ? group : most;
 }
 
 /* Floats that hold a panel of any type packed (Q6_K has 20 bytes for each column). */
