@@ -14,8 +14,7 @@
 static void quantise(const float *x, uint32_t columns, unsigned char *row)
 {
     uint32_t n = columns / 32;
-    unsigned char *scales = row + columns;
-    for (uint32_t b = 0; b < n; b++, x += 32) {
+    for (uint32_t b = 0; b < n; b++, x += 32, row += DOT_BLOCK) {
         v16 low = v_load(x), high = v_load(x + 16);
         v16 most2 = v_max(v_max(low, v_sub(v_zero(), low)), v_max(high, v_sub(v_zero(), high)));
         float most = v_most(most2), inverse = 0;
@@ -25,15 +24,15 @@ static void quantise(const float *x, uint32_t columns, unsigned char *row)
             most = 0;
         float scale = most / 127.0f;
         int first, all;
-        first = round_bytes(v_mul(low, v_set(inverse)), row + 32 * b);
-        all = first + round_bytes(v_mul(high, v_set(inverse)), row + 32 * b + 16);
+        first = round_bytes(v_mul(low, v_set(inverse)), row);
+        all = first + round_bytes(v_mul(high, v_set(inverse)), row + 16);
         float weighted = scale * (float)all;
         all *= -128;
         first *= -128;
-        memcpy(scales + 4 * b, &scale, 4);
-        memcpy(scales + 4 * (n + b), &all, 4);
-        memcpy(scales + 4 * (2 * n + b), &first, 4);
-        memcpy(scales + 4 * (3 * n + b), &weighted, 4);
+        memcpy(row + DOT_SCALE, &scale, 4);
+        memcpy(row + DOT_SUM, &all, 4);
+        memcpy(row + DOT_FIRST_SUM, &first, 4);
+        memcpy(row + DOT_WEIGHTED, &weighted, 4);
     }
 }
 

@@ -15,9 +15,10 @@
 #include "kernels/cpu/pack.h"
 #include "kernels/cpu/simd.h"
 
-/* Rows of x, quantised; some of them as in struct rows. In a row, of `columns` = 32 · n:
- *     int8 q[columns]; float scale[n]; int32 −128 · Σ q [n]; the same of columns 0–15 [n];
- *     float scale · Σ q [n] */
+/* Rows of x, quantised; some of them as in struct rows. In a row, for each 32 columns DOT_BLOCK bytes:
+ *     int8 q[32]; float scale; int32 −128 · Σ q; the same of columns 0–15; float scale · Σ q */
+enum { DOT_SCALE = 32, DOT_SUM = 36, DOT_FIRST_SUM = 40, DOT_WEIGHTED = 44, DOT_BLOCK = 48 };
+
 struct quantised {
     const unsigned char *base;
     uint64_t stride; /* bytes */
@@ -27,7 +28,7 @@ struct quantised {
 
 static inline uint64_t quantised_stride(uint32_t columns)
 {
-    return ((uint64_t)columns / 32 * 48 + 63) / 64 * 64;
+    return ((uint64_t)columns / 32 * DOT_BLOCK + 63) / 64 * 64;
 }
 
 static inline const unsigned char *quantised_row(const struct quantised *x, uint32_t i)

@@ -110,28 +110,28 @@ INLINE void dot_half(enum gguf_type type, uint32_t n, uint32_t half, const unsig
         __m256i a[DOT_ROWS];
 #pragma GCC unroll 4
         for (uint32_t t = 0; t < n; t++) {
-            const unsigned char *least_of = x[t] + columns + 4 * (uint64_t)(blocks + b);
+            const unsigned char *least_of = x[t] + DOT_BLOCK * b + DOT_SUM;
             a[t] = type == GGUF_MXFP4  ? _mm256_srai_epi32(four(least_of), 3)
                    : type == GGUF_Q4_0 ? _mm256_srai_epi32(four(least_of), 4)
                                        : _mm256_setzero_si256();
         }
-        add_16(type, n, panel + codes, 0, x, 32 * b, a);
+        add_16(type, n, panel + codes, 0, x, DOT_BLOCK * b, a);
         if (type == GGUF_Q6_K)
 #pragma GCC unroll 4
             for (uint32_t t = 0; t < n; t++) {
-                __m256 of_x = float_of(x[t] + columns + 4 * b);
+                __m256 of_x = float_of(x[t] + DOT_BLOCK * b + DOT_SCALE);
                 sums[t] =
                     _mm256_fmadd_ps(_mm256_cvtepi32_ps(a[t]), _mm256_mul_ps(scale, of_x), sums[t]);
                 a[t] = _mm256_setzero_si256();
             }
-        add_16(type, n, panel + codes, 4, x, 32 * b, a);
+        add_16(type, n, panel + codes, 4, x, DOT_BLOCK * b, a);
 #pragma GCC unroll 4
         for (uint32_t t = 0; t < n; t++) {
-            const unsigned char *rest = x[t] + columns + 4 * b;
+            const unsigned char *rest = x[t] + DOT_BLOCK * b;
             sums[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(a[t]),
-                                      _mm256_mul_ps(second, float_of(rest)), sums[t]);
+                                      _mm256_mul_ps(second, float_of(rest + DOT_SCALE)), sums[t]);
             if (pack_minimum_bytes(type))
-                sums[t] = _mm256_fmadd_ps(least, float_of(rest + 12 * (uint64_t)blocks), sums[t]);
+                sums[t] = _mm256_fmadd_ps(least, float_of(rest + DOT_WEIGHTED), sums[t]);
         }
     }
 #pragma GCC unroll 4

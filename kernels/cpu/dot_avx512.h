@@ -2,6 +2,8 @@
 
 #define DOT_ROWS 16 /* sums of a tile; with 8 registers of weights they fill the 32 there are */
 
+#define PREFETCH 384 /* bytes ahead in a row of x */
+
 /* Rounds 16 numbers of at most 127 to the nearest (ties to even); their sum. */
 INLINE int round_bytes(v16 x, unsigned char *to)
 {
@@ -86,23 +88,20 @@ INLINE void dot_tile(enum gguf_type type, uint32_t n, const unsigned char *panel
             second = load_scales(type, panel + 4 * PACK_ROWS);
         if (pack_minimum_bytes(type))
             least = load_scales(type, panel + minima);
-        if (n == 1) /* a panel is read once, and lies in one piece with the next */
-#pragma GCC unroll 16
-            for (uint32_t line = 0; line < group; line += 64)
-                _mm_prefetch((const char *)panel + 4096 + line, _MM_HINT_T0);
 #pragma GCC unroll 16
         for (uint32_t t = 0; t < n; t++) {
-            const unsigned char *q = x[t] + 32 * b, *rest = x[t] + columns + 4 * b;
+            const unsigned char *q = x[t] + DOT_BLOCK * b;
             __m512i a = _mm512_setzero_si512(), c = a;
-            __m512 of_x = float_of(rest);
+            if (n > 4) /* more rows than the processor follows by itself */
+                _mm_prefetch((const char *)q + PREFETCH, _MM_HINT_T0);
+            __m512 of_x = float_of(q + DOT_SCALE);
             if (pack_is_signed(type))
-                a = four(rest + 4 * (uint64_t)(two ? 2 * blocks : blocks));
+                a = four(q + (two ? DOT_FIRST_SUM : DOT_SUM));
 #pragma GCC unroll 4
             for (int k = 0; k < 4; k++)
                 a = _mm512_dpbusd_epi32(a, w[k], four(q + 4 * k));
             if (two) {
-                c = _mm512_sub_epi32(four(rest + 4 * (uint64_t)blocks),
-                                     four(rest + 8 * (uint64_t)blocks));
+                c = _mm512_sub_epi32(four(q + DOT_SUM), four(q + DOT_FIRST_SUM));
                 sums[t] =
                     _mm512_fmadd_ps(_mm512_cvtepi32_ps(a), _mm512_mul_ps(scale, of_x), sums[t]);
                 a = c;
@@ -112,7 +111,7 @@ INLINE void dot_tile(enum gguf_type type, uint32_t n, const unsigned char *panel
                 a = _mm512_dpbusd_epi32(a, w[k], four(q + 4 * k));
             sums[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a), _mm512_mul_ps(second, of_x), sums[t]);
             if (pack_minimum_bytes(type))
-                sums[t] = _mm512_fmadd_ps(least, float_of(rest + 12 * (uint64_t)blocks), sums[t]);
+                sums[t] = _mm512_fmadd_ps(least, float_of(q + DOT_WEIGHTED), sums[t]);
         }
     }
 #pragma GCC unroll 16

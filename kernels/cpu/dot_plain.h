@@ -76,8 +76,8 @@ INLINE void dot_tile(enum gguf_type type, uint32_t n, const unsigned char *panel
             if (type == GGUF_Q6_K)
                 second = load_scale(type, panel + 4 * PACK_ROWS, r);
             for (uint32_t t = 0; t < n; t++) {
-                const unsigned char *q = x[t] + 32 * b, *rest = x[t] + columns + 4 * b;
-                float of_x = float_of(rest), sum = out[t * PACK_ROWS + r];
+                const unsigned char *q = x[t] + DOT_BLOCK * b;
+                float of_x = float_of(q + DOT_SCALE), sum = out[t * PACK_ROWS + r];
                 int a = dot_16(w, q), c = dot_16(w + 16, q + 16);
                 if (type == GGUF_Q6_K)
                     sum += (float)a * (scale * of_x);
@@ -85,8 +85,7 @@ INLINE void dot_tile(enum gguf_type type, uint32_t n, const unsigned char *panel
                     c += a;
                 sum += (float)c * (second * of_x);
                 if (pack_minimum_bytes(type))
-                    sum += load_scale(type, panel + minima, r) *
-                           float_of(rest + 12 * (uint64_t)blocks);
+                    sum += load_scale(type, panel + minima, r) * float_of(q + DOT_WEIGHTED);
                 out[t * PACK_ROWS + r] = sum;
             }
         }

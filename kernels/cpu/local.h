@@ -62,12 +62,15 @@ static inline const struct cpu_dot *dot_of(void)
 #endif
 }
 
-/* Panels of a task, so many that each thread has a few tasks. */
-#define GROUP_PANELS 4
-static inline uint32_t group_of(const struct host_context *c, uint32_t panels)
+/* Panels of a task, so few that each thread has some tasks; where weights are read for one row of x,
+ * so many that most of the time it is one stream of memory. */
+#define GROUP_PANELS  4
+#define STREAM_PANELS 24
+static inline uint32_t group_of(const struct host_context *c, uint32_t panels, uint32_t n)
 {
-    uint32_t group = panels / (8 * pool_threads(c->pool));
-    return group < 1 ? 1 : group < GROUP_PANELS ? group : GROUP_PANELS;
+    uint32_t group = panels / (8 * pool_threads(c->pool)),
+             most = n > 1 ? GROUP_PANELS : STREAM_PANELS;
+    return group < 1 ? 1 : group < most ? group : most;
 }
 
 /* Floats that hold a panel of any type packed (Q6_K has 20 bytes for each column). */
@@ -76,8 +79,9 @@ static inline uint64_t panel_bytes_floats(uint32_t columns)
     return ((uint64_t)columns * 20 + 63) / 64 * 16;
 }
 
-/* A product with int8 activations takes as long as so many fewer floats. */
-#define FAST_AS 3
+/* A product with int8 activations is worth waking a thread for when it has so many times the work of
+ * one with floats that is: it takes a third of the time, and a thread that slept comes late. */
+#define FAST_AS 16
 
 static inline bool is_fast(const struct host_context *c, const struct host_matrix *m)
 {

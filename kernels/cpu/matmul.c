@@ -295,24 +295,27 @@ static void multiply_floats(const struct linear *l, const struct host_product *p
     }
 }
 
-/* A few panels at a time, so that rows of x are read from near. */
+/* GROUP_PANELS at a time, so that rows of x are read from near. */
 static void multiply_bytes(const struct linear *l, const struct host_product *p, uint32_t index,
                            uint32_t count, uint32_t begin, uint32_t end, float *scratch)
 {
     const struct host_matrix *m = &p->matrix;
     const struct quantised x = {l->c->quantised, quantised_stride(m->columns), NULL, 1};
     const unsigned char *panels[GROUP_PANELS];
-    float *out = scratch + GROUP_PANELS * panel_bytes_floats(m->columns);
-    for (uint32_t i = 0; i < count; i++)
-        panels[i] = packed_panel(m, index + i,
-                                 (unsigned char *)(scratch + i * panel_bytes_floats(m->columns)));
-    for (uint32_t t = begin; t < end; t += CHUNK_ROWS_X)
-        for (uint32_t i = 0; i < count; i++) {
-            uint32_t n = end - t < CHUNK_ROWS_X ? end - t : CHUNK_ROWS_X;
-            uint32_t first = (index + i) * PANEL_ROWS, left = m->rows - first;
-            dot_of()->multiply(m->type, panels[i], m->columns, &x, t, n, out);
-            put_rows(p, first, left < PANEL_ROWS ? left : PANEL_ROWS, t, n, out);
-        }
+    uint64_t floats = panel_bytes_floats(m->columns);
+    float *out = scratch + GROUP_PANELS * floats;
+    for (uint32_t last = index + count; index < last; index += GROUP_PANELS) {
+        uint32_t here = last - index < GROUP_PANELS ? last - index : GROUP_PANELS;
+        for (uint32_t i = 0; i < here; i++)
+            panels[i] = packed_panel(m, index + i, (unsigned char *)(scratch + i * floats));
+        for (uint32_t t = begin; t < end; t += CHUNK_ROWS_X)
+            for (uint32_t i = 0; i < here; i++) {
+                uint32_t n = end - t < CHUNK_ROWS_X ? end - t : CHUNK_ROWS_X;
+                uint32_t first = (index + i) * PANEL_ROWS, left = m->rows - first;
+                dot_of()->multiply(m->type, panels[i], m->columns, &x, t, n, out);
+                put_rows(p, first, left < PANEL_ROWS ? left : PANEL_ROWS, t, n, out);
+            }
+    }
 }
 
 static uint32_t tasks_of(const struct linear *l, const struct host_matrix *m)
@@ -358,7 +361,7 @@ void op_linear(const struct host_context *c, const struct host_product *products
     l.split = n;
     if (panels < 4 * pool_threads(c->pool) && n > 2 * CHUNK_ROWS_X)
         l.split = CHUNK_ROWS_X;
-    l.group = group_of(c, panels);
+    l.group = group_of(c, panels, n);
     for (uint32_t i = 0; i < n_products; i++)
         tasks += tasks_of(&l, &products[i].matrix);
     pool_run(cpu_pool_for(c, quantise ? work / FAST_AS : work),

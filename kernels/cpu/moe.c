@@ -7,6 +7,10 @@
  */
 #include "kernels/cpu/local.h"
 
+/* Panels of gate, then of up, that a task reads in one piece; two of each as floats fill the scratch,
+ * or all of them packed. */
+#define UNIT_PANELS 3
+
 struct moe {
     const struct host_context *c;
     const struct host_moe *m;
@@ -15,7 +19,7 @@ struct moe {
 
 uint64_t CPU_NAME(moe_scratch)(uint32_t columns)
 {
-    return 2 * panel_floats(columns) + 2 * (uint64_t)CHUNK_ROWS_X * PANEL_ROWS;
+    return 2 * panel_floats(columns) + 2 * UNIT_PANELS * (uint64_t)CHUNK_ROWS_X * PANEL_ROWS;
 }
 
 static struct host_matrix expert(const struct host_matrix *m, uint32_t e)
@@ -47,7 +51,7 @@ struct part {
 static struct part part_of(const struct moe *moe, const struct host_matrix *matrix, uint32_t task)
 {
     const struct host_moe *m = moe->m;
-    uint32_t group = group_of(moe->c, moe->n_used * panels_of(matrix));
+    uint32_t group = group_of(moe->c, moe->n_used * panels_of(matrix), moe->m->n);
     uint32_t parts = (panels_of(matrix) + group - 1) / group, e = m->used[task / parts];
     uint32_t first = task % parts * group, left = panels_of(matrix) - first;
     return (struct part){e, m->begin[e + 1] - m->begin[e], first, left < group ? left : group,
@@ -56,7 +60,7 @@ static struct part part_of(const struct moe *moe, const struct host_matrix *matr
 
 static uint32_t parts_of(const struct moe *moe, const struct host_matrix *matrix)
 {
-    uint32_t group = group_of(moe->c, moe->n_used * panels_of(matrix));
+    uint32_t group = group_of(moe->c, moe->n_used * panels_of(matrix), moe->m->n);
     return moe->n_used * ((panels_of(matrix) + group - 1) / group);
 }
 
@@ -78,44 +82,75 @@ static uint32_t rows_in(const struct host_matrix *m, uint32_t first)
     return m->rows - first < PANEL_ROWS ? m->rows - first : PANEL_ROWS;
 }
 
+/* Some panels of one matrix by some rows; to out[count][CHUNK_ROWS_X, PANEL_ROWS]. */
+struct unit_side {
+    const struct moe *moe;
+    struct host_matrix matrix;
+    bool fast;
+    struct rows x;
+    struct quantised q;
+    struct panel panels[UNIT_PANELS];
+    const unsigned char *bytes[UNIT_PANELS];
+    float *scratch;
+};
+
+static void side_open(struct unit_side *s, uint32_t first, uint32_t count, uint32_t n_pairs)
+{
+    for (uint32_t i = 0; i < count; i++)
+        if (s->fast)
+            s->bytes[i] = packed_panel(
+                &s->matrix, first + i,
+                (unsigned char *)(s->scratch + i * panel_bytes_floats(s->matrix.columns)));
+        else
+            panel_open(&s->panels[i], &s->matrix, (first + i) * PANEL_ROWS, n_pairs, s->scratch);
+}
+
+static void side_multiply(struct unit_side *s, uint32_t count, uint32_t from, uint32_t n,
+                          float *out)
+{
+    for (uint32_t i = 0; i < count; i++, out += CHUNK_ROWS_X * PANEL_ROWS)
+        if (s->fast)
+            dot_of()->multiply(s->matrix.type, s->bytes[i], s->matrix.columns, &s->q, from, n, out);
+        else
+            panel_multiply(&s->panels[i], &s->x, from, n, out);
+}
+
 static void unit_task(void *arg, uint32_t task, uint32_t thread)
 {
     const struct moe *moe = arg;
     const struct host_moe *m = moe->m;
     struct part p = part_of(moe, &m->gate, task);
     float *scratch = (float *)(void *)(moe->c->scratch + thread * moe->c->scratch_bytes);
-    struct host_matrix gate = expert(&m->gate, p.e), up = expert(&m->up, p.e);
-    bool fast_gate = is_fast(moe->c, &gate), fast_up = is_fast(moe->c, &up);
+    float *a = scratch + 2 * panel_floats(m->gate.columns);
+    float *b = a + UNIT_PANELS * (uint64_t)CHUNK_ROWS_X * PANEL_ROWS;
     const struct rows x = {m->h, m->h_stride, p.pairs, m->active};
-    const struct quantised q = {moe->c->quantised, quantised_stride(gate.columns), p.pairs,
+    const struct quantised q = {moe->c->quantised, quantised_stride(m->gate.columns), p.pairs,
                                 m->active};
-    float *second = scratch + panel_floats(m->gate.columns);
-    float *a = second + panel_floats(m->gate.columns);
-    float *b = a + (uint64_t)CHUNK_ROWS_X * PANEL_ROWS;
-    for (uint32_t i = p.first; i < p.first + p.count; i++) {
-        uint32_t first = i * PANEL_ROWS;
-        struct panel gate_panel, up_panel;
-        const unsigned char *gate_bytes = NULL, *up_bytes = NULL;
-        if (fast_gate)
-            gate_bytes = packed_panel(&gate, i, (unsigned char *)scratch);
-        else
-            panel_open(&gate_panel, &gate, first, p.n_pairs, scratch);
-        if (fast_up)
-            up_bytes = packed_panel(&up, i, (unsigned char *)second);
-        else
-            panel_open(&up_panel, &up, first, p.n_pairs, second);
+    struct unit_side gate = {
+        moe, expert(&m->gate, p.e), is_fast(moe->c, &m->gate), x, q, {{0}}, {0}, scratch};
+    struct unit_side up = {moe,
+                           expert(&m->up, p.e),
+                           is_fast(moe->c, &m->up),
+                           x,
+                           q,
+                           {{0}},
+                           {0},
+                           scratch + panel_floats(m->gate.columns)};
+    /* Unpacked to floats there is room for one panel of each. */
+    uint32_t most = gate.fast && up.fast ? UNIT_PANELS : 1;
+    for (uint32_t i = p.first; i < p.first + p.count; i += most) {
+        uint32_t left = p.first + p.count - i, count = left < most ? left : most;
+        side_open(&gate, i, count, p.n_pairs);
+        side_open(&up, i, count, p.n_pairs);
         for (uint32_t done = 0; done < p.n_pairs; done += CHUNK_ROWS_X) {
             uint32_t n = p.n_pairs - done < CHUNK_ROWS_X ? p.n_pairs - done : CHUNK_ROWS_X;
-            if (fast_gate)
-                dot_of()->multiply(gate.type, gate_bytes, gate.columns, &q, done, n, a);
-            else
-                panel_multiply(&gate_panel, &x, done, n, a);
-            if (fast_up)
-                dot_of()->multiply(up.type, up_bytes, up.columns, &q, done, n, b);
-            else
-                panel_multiply(&up_panel, &x, done, n, b);
-            put_units(m, a, b, gate.bias + first, up.bias + first, first, rows_in(&gate, first),
-                      p.pairs + done, n);
+            side_multiply(&gate, count, done, n, a);
+            side_multiply(&up, count, done, n, b);
+            for (uint32_t j = 0; j < count; j++) {
+                uint32_t first = (i + j) * PANEL_ROWS, at = j * CHUNK_ROWS_X * PANEL_ROWS;
+                put_units(m, a + at, b + at, gate.matrix.bias + first, up.matrix.bias + first,
+                          first, rows_in(&gate.matrix, first), p.pairs + done, n);
+            }
         }
     }
 }
