@@ -320,7 +320,8 @@ static int make_plan(struct loop *loop, char *err, size_t err_size)
                                    .head = o->head,
                                    .kv_type = o->kv_type,
                                    .step_tokens = o->step_tokens,
-                                   .vocabulary_limit = o->vocabulary.limit};
+                                   .vocabulary_limit = o->vocabulary.limit,
+                                   .fast = o->fast};
     int status = plan_create(&loop->plan, o->model, &options, err, err_size);
     if (status > 0) {
         char *table = plan_table(loop->plan, ranks);

@@ -121,6 +121,7 @@ static int show_plans(const struct gguf_model *model, const struct coordinator_o
                                               : PLAN_KV_F32,
             .kv_tokens = options->kv_tokens,
             .step_tokens = options->step_tokens,
+            .fast = options->fast,
         };
         struct plan *plan;
         char err[512];

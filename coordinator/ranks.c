@@ -348,6 +348,7 @@ static void make_plan(struct coordinator *c, uint64_t now)
                        : all_cpu              ? 128
                                               : 2048,
         .vocabulary_limit = tokenizer_limit(c->tokenizer),
+        .fast = c->options.fast,
     };
     char err[512] = "";
     int status = plan_create(&c->world.plan, c->options.model, &options, err, sizeof err);

@@ -104,7 +104,43 @@ static uint64_t held_bytes(const struct gguf_tensor *tensor, uint64_t rows, uint
     }
 }
 
-/* How many more than in the file the matrices of a layer take. */
+/* Bytes of `rows` rows in a CPU's memory with int8 activations (kernels/cpu/pack.h): for 16 rows and 32
+ * columns the codes in 4 or 8 bits, scales and minima; 0: the type stays as it is. */
+static uint64_t packed_bytes(const struct gguf_tensor *tensor, uint64_t rows)
+{
+    uint64_t group;
+    switch ((uint32_t)tensor->type) {
+    case GGUF_MXFP4: group = 16 + 256; break;
+    case GGUF_Q8_0: group = 32 + 512; break;
+    case GGUF_Q4_0: group = 32 + 256; break;
+    case GGUF_Q4_1: group = 64 + 256; break;
+    case GGUF_Q5_0: group = 32 + 512; break;
+    case GGUF_Q5_1: group = 64 + 512; break;
+    case GGUF_Q4_K: group = 128 + 256; break;
+    case GGUF_Q5_K:
+    case GGUF_Q6_K: group = 128 + 512; break;
+    default: return 0;
+    }
+    return stage_multiply(rows / 16 + (rows % 16 != 0), stage_multiply(tensor->ne[0] / 32, group));
+}
+
+/* How many more (or, modulo 2⁶⁴, fewer) than in the file the repacked matrices of a layer take. */
+static uint64_t layer_packed_extra(const struct gguf_layer *layer)
+{
+    const struct gguf_tensor *const matrices[] = {
+        layer->attn_q.weight, layer->attn_k.weight, layer->attn_v.weight, layer->attn_out.weight,
+        layer->router.weight, layer->gate.weight,   layer->up.weight,     layer->down.weight};
+    uint64_t extra = 0;
+    for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++) {
+        const struct gguf_tensor *matrix = matrices[i];
+        uint64_t held = stage_multiply(packed_bytes(matrix, matrix->ne[1]),
+                                       matrix->n_dims > 2 ? matrix->ne[2] : 1);
+        extra += held > 0 ? held - matrix->bytes : 0;
+    }
+    return extra;
+}
+
+/* How many more than in the file the matrices of a layer take on a GPU. */
 static uint64_t layer_extra_bytes(const struct gguf_layer *layer)
 {
     const struct gguf_tensor *const matrices[] = {
@@ -121,7 +157,7 @@ static uint64_t layer_extra_bytes(const struct gguf_layer *layer)
     return extra;
 }
 
-static uint64_t weights_bytes(const struct gguf_model *model, bool first, bool in_place,
+static uint64_t weights_bytes(const struct gguf_model *model, bool first, bool in_place, bool fast,
                               const struct plan_stage *stage)
 {
     uint64_t bytes = 0;
@@ -133,11 +169,16 @@ static uint64_t weights_bytes(const struct gguf_model *model, bool first, bool i
         bytes = stage_add(bytes, layer->bytes);
         if (!in_place)
             bytes = stage_add(bytes, layer_extra_bytes(layer));
+        else if (fast)
+            bytes += layer_packed_extra(layer);
     }
     if (stage->head_count > 0) {
         bytes = stage_add(bytes, model->output_norm->bytes);
+        uint64_t packed = fast ? packed_bytes(model->output, stage->head_count) : 0;
         if (!in_place)
             bytes = stage_add(bytes, held_bytes(model->output, stage->head_count, 2));
+        else if (packed > 0) /* beside an embedding that it is tied to */
+            bytes = stage_add(bytes, packed);
         else if (!first || model->output != model->embedding)
             bytes = stage_add(bytes, stage_multiply(model->output->row_bytes, stage->head_count));
     }
@@ -269,7 +310,8 @@ void stage_fill(const struct draft *draft, uint32_t s, struct plan_stage *stage)
     }
     stage->token_bytes += extra_token_bytes(model, s == 0, stage);
     const struct plan_rank *ranks = draft->options->ranks;
-    stage->weights_bytes = weights_bytes(model, s == 0, !ranks || ranks[s].weights_in_place, stage);
+    bool in_place = !ranks || ranks[s].weights_in_place;
+    stage->weights_bytes = weights_bytes(model, s == 0, in_place, draft->options->fast, stage);
     stage->activation_bytes = activation_bytes(model, plan, s, stage);
     if (ranks && !ranks[s].weights_in_place)
         stage->activation_bytes = stage_add(stage->activation_bytes, gpu_bytes(model, plan, stage));

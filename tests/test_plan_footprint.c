@@ -72,6 +72,7 @@ static void compare_all(const struct gguf_model *model)
                 struct plan *plan;
                 ask.n_ranks = n;
                 ask.ranks = gpu ? ranks : NULL;
+                ask.fast = fast;
                 if (plan_create(&plan, model, &ask, err, sizeof err))
                     fail_msg("%s", err);
                 compare(model, k, plan, gpu, slack);
@@ -94,6 +95,12 @@ static void plans_take_what_backends_take(void **state)
     model->heads = 64;
     model->kv_heads = 8;
     model->experts = 32;
+    compare_all(model);
+    gguf_model_destroy(model);
+    gguf_close(file);
+    /* K-quants, whose repacked form takes more. */
+    assert_int_equal(gguf_open(&file, "models/gptoss-tiny-Q4_K_M.gguf", err, sizeof err), 0);
+    assert_int_equal(gguf_model_create(&model, file, err, sizeof err), 0);
     compare_all(model);
     gguf_model_destroy(model);
     gguf_close(file);
