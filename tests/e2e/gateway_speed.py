@@ -99,7 +99,7 @@ def main():
         idle = stack.cpu_seconds()
         time.sleep(2)
         idle = (stack.cpu_seconds() - idle) / 2
-        for n, tokens in ((1, 400), (16, 100), (100, 30)):
+        for n, tokens in ((1, 400), (16, 200), (100, 200)):
             each, rate, chunks = streams(stack, n, tokens)
             print(f"{n:4} streams: {each * 1e6:.1f} µs of processor time a token, at {rate:.0f} tokens/s, {chunks} "
                   f"events (at most 20 µs is asked)")
