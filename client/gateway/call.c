@@ -5,6 +5,8 @@
 
 #include "client/gateway/gateway.h"
 
+#define SILENT_SECONDS                                                                             \
+    5.0 /* without a word on a connection that is there, at least; status comes each second */
 #define PING_SECONDS 5.0 /* of silence on a stream, then a comment is sent */
 
 static void call_open(struct call *call)
@@ -19,10 +21,18 @@ static void call_open(struct call *call)
 
 /* ── the end ───────────────────────────────────────────────────────────────────────────────── */
 
+/* The question is needed no more. */
+static void choice_asked(struct choice *c)
+{
+    c->call->gateway->asked_bytes -= c->asked.size;
+    text_free(&c->asked);
+}
+
 static void choice_free(struct choice *c)
 {
     answer_free(&c->answer);
-    text_free(&c->asked);
+    if (c->call != NULL)
+        choice_asked(c);
     text_free(&c->head);
     free(c->shown);
     free(c->part_shown);
@@ -44,6 +54,7 @@ void call_destroy(struct call *call)
     options_free(&call->request);
     text_free(&call->head);
     text_free(&call->tail);
+    json_decref(call->names);
     json_decref(call->root);
     json_memory_return();
     if (call->exchange != NULL)
@@ -122,7 +133,7 @@ void call_message(struct choice *c, const Gptoss__ServerMessage *message)
         return;
     }
     if (c->answer.n_tokens > 0)
-        text_free(&c->asked);
+        choice_asked(c);
     if (c->answer.state == ANSWER_REFUSED ||
         (c->answer.state == ANSWER_FINISHED &&
          c->answer.reason == GPTOSS__FINISHED__REASON__ERROR)) {
@@ -152,9 +163,12 @@ void call_tick(struct call *call, double now)
     for (size_t i = 0; i < call->n_choices; i++) {
         const struct choice *c = &call->choices[i];
         bool known = c->answer.state != ANSWER_WAITING;
-        double last = g->heard > c->asked_at ? g->heard : c->asked_at;
-        double allowed =
-            known ? g->options->client.reconnect_seconds : g->options->client.timeout_seconds;
+        double down = g->session.down_since, reconnect = g->options->client.reconnect_seconds;
+        double last = known && down > 0 ? down : g->heard > c->asked_at ? g->heard : c->asked_at;
+        double allowed = !known                       ? g->options->client.timeout_seconds
+                         : down > 0                   ? reconnect
+                         : reconnect > SILENT_SECONDS ? reconnect
+                                                      : SILENT_SECONDS;
         if (c->done || (now - last < allowed && (known || g->session.trouble[0] == '\0')))
             continue;
         problem_set(&problem, 503, "no_coordinator", "", "%s: %s", g->options->client.endpoint,
@@ -188,7 +202,7 @@ struct prompt_of_call *call_prompt(struct call *call)
 /* Packs the question of each choice. */
 static int make_choices(struct call *call, struct problem *p)
 {
-    size_t prompts = call->chat ? 1 : call->n_prompts;
+    size_t prompts = call->chat ? 1 : call->n_prompts, all = 0;
     struct options o = call->request;
     call->n_choices = prompts * call->n;
     call->choices = base_alloc(call->n_choices, sizeof *call->choices);
@@ -206,10 +220,18 @@ static int make_choices(struct call *call, struct problem *p)
         }
         o.seed = call->request.seed + i % call->n;
         conversation_pack(&o, call->chat ? &call->conversation : NULL, &c->answer.id, &c->asked);
+        call->gateway->asked_bytes += c->asked.size;
         if (c->asked.size > PROTO_MESSAGE_MAX) {
             problem_set(p, 413, "request_too_large", "",
                         "the prompt is %zu bytes for the coordinator, at most %zu are taken",
                         c->asked.size, PROTO_MESSAGE_MAX);
+            return -1;
+        }
+        if ((all += c->asked.size) > ASKED_BYTES_MAX) {
+            problem_set(p, 413, "request_too_large", "n",
+                        "the prompts of all %zu answers are more than %zu bytes: ask for fewer at "
+                        "a time",
+                        call->n_choices, ASKED_BYTES_MAX);
             return -1;
         }
     }
@@ -229,6 +251,10 @@ void call_start(struct exchange *x, const struct api *api)
     if (x->gateway->draining) {
         problem_set(&problem, 503, "shutting_down", "", "the gateway is shutting down");
         problem.retry_ms = 5000;
+    } else if (json_memory_used() + x->gateway->asked_bytes > HELD_BYTES_MAX) {
+        problem_set(&problem, 503, "overloaded", "",
+                    "the questions of others take all of the gateway's memory");
+        problem.retry_ms = 2000;
     } else if ((call->root = json_body(&x->body, &problem)) != NULL &&
                api->read(call, &problem) == 0)
         make_choices(call, &problem);

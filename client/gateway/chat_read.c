@@ -16,22 +16,6 @@ static int message_text(const json_t *message, const char *path, const char *typ
     return content_read(content, param, types, out, p);
 }
 
-/* The function that the call `id` in messages before `end` is of; NULL: there is none. */
-static const char *called(const json_t *messages, size_t end, const char *id)
-{
-    for (size_t i = end; i-- > 0;) {
-        const json_t *calls = json_object_get(json_array_get(messages, i), "tool_calls");
-        for (size_t k = 0; k < json_array_size(calls); k++) {
-            const json_t *call = json_array_get(calls, k);
-            const char *other = json_string_value(json_object_get(call, "id"));
-            if (other != NULL && strcmp(other, id) == 0)
-                return json_string_value(
-                    json_object_get(json_object_get(call, "function"), "name"));
-        }
-    }
-    return NULL;
-}
-
 static int read_calls(struct call *call, const json_t *message, const char *path, struct problem *p)
 {
     const json_t *calls = json_object_get(message, "tool_calls");
@@ -52,6 +36,8 @@ static int read_calls(struct call *call, const json_t *message, const char *path
                               "a call: {id, type, function: {name, arguments}}, all strings", one);
         conversation_add_said(&call->conversation, "commentary", name, json_string_value(arguments),
                               json_string_length(arguments));
+        called_note(call, json_string_value(json_object_get(one, "id")),
+                    json_object_get(function, "name"));
     }
     return 0;
 }
@@ -127,7 +113,7 @@ static int read_message(struct call *call, const json_t *messages, size_t i, str
         return -1;
     if (is_tool) {
         const char *id = json_string_value(json_object_get(message, "tool_call_id"));
-        name = id != NULL ? called(messages, i, id) : NULL;
+        name = called_name(call, id);
         if (name == NULL) {
             snprintf(param, sizeof param, "%s.tool_call_id", path);
             problem_set(p, 400, "invalid_value", param,

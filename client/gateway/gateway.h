@@ -27,8 +27,13 @@
 #define BODY_BYTES_MAX                                                                             \
     ((size_t)4 << 20) /* of a request: what a message to the coordinator may be */
 #define JSON_BYTES_MAX   ((size_t)64 << 20) /* that reading a body may allocate */
-#define STREAM_BYTES_MAX ((size_t)1 << 20)  /* that wait for a client that reads slowly */
-#define CHOICES_MAX      128                /* answers of one call: n × prompts */
+#define STREAM_BYTES_MAX ((size_t)1 << 20)  /* that wait for a client that reads nothing, … */
+#define STREAM_BYTES_ALL                                                                           \
+    ((size_t)64 << 20) /* … and for any client: the end of an answer in one piece */
+#define ASKED_BYTES_MAX ((size_t)16 << 20) /* of all questions of a call to the coordinator */
+#define HELD_BYTES_MAX                                                                             \
+    ((size_t)512 << 20) /* of all calls: their bodies, read, and their questions */
+#define CHOICES_MAX 128 /* answers of one call: n × prompts */
 
 struct MHD_Daemon;
 struct MHD_Connection;
@@ -208,6 +213,7 @@ struct call {
     struct exchange *exchange;
     const struct api *api;
     json_t *root;           /* the body; strings of `request` point into it */
+    json_t *names;          /* of the functions called before, by the id of the call; or NULL */
     struct options request; /* sampling, limits, reasoning, tools */
     struct conversation conversation;
     bool chat; /* `conversation` is the prompt; otherwise `prompts` */
@@ -263,6 +269,7 @@ struct field {
 void json_memory_init(void); /* once: bounds what jansson allocates */
 /* Gives the system back what a large body took, where the allocator would keep it. */
 void json_memory_return(void);
+size_t json_memory_used(void);
 json_t *json_body(const struct text *body, struct problem *p);
 /* 0; -1 and a problem that names the first field of `object` that is unknown or not supported. `path`
  * stands in front of names: "" or "reasoning". */
@@ -285,6 +292,10 @@ int tools_read(struct call *call, bool flat, struct problem *p);
 /* Text of a string, or of a list of parts of the types `types` (between tabs). */
 int content_read(const json_t *content, const char *param, const char *types, struct text *out,
                  struct problem *p);
+
+/* Of the calls in a conversation so far: the function of each id; NULL: there is no such call. */
+void called_note(struct call *call, const char *id, const json_t *name);
+const char *called_name(const struct call *call, const char *id);
 
 int stream_options_read(struct call *call, struct problem *p);
 int chat_read(struct call *call, struct problem *p);
@@ -328,10 +339,13 @@ struct gateway {
     size_t n_slots, slots_capacity;
     uint32_t *free_slots;
     size_t n_free, free_capacity;
-    uint64_t run, last_number;  /* request ids: gw-RUN-NUMBER */
-    bool retry;                 /* some choices are unsent, or to be resumed */
-    bool more;                  /* messages of the coordinator that were not taken yet, perhaps */
-    bool sent;                  /* since the loop last looked for messages */
+    uint64_t run, last_number; /* request ids: gw-RUN-NUMBER */
+    size_t asked_bytes; /* of all choices' questions, which are kept until they are answered */
+    bool up;            /* there is a connection: what is sent without one would pile up */
+    bool closing;       /* no request is taken any more */
+    bool retry;         /* some choices are unsent, or to be resumed */
+    bool more;          /* messages of the coordinator that were not taken yet, perhaps */
+    bool sent;          /* since the loop last looked for messages */
     bool link_news, watch_news; /* something came, perhaps: messages; about the connection */
     unsigned nonsense;
 

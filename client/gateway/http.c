@@ -18,6 +18,7 @@
 
 #include "client/gateway/gateway.h"
 
+#define SLOW_SECONDS 5      /* in which a client takes nothing of what waits for it */
 #define IDLE_SECONDS 60     /* without a byte in either direction, while we wait for one */
 #define BODY_RATE    100000 /* bytes of a body for which a second more is granted */
 #define HEADER_BYTES 32768  /* of all headers together */
@@ -106,7 +107,10 @@ void http_stream(struct exchange *x)
 
 void http_flush(struct exchange *x)
 {
-    if (x->out.size - x->taken > STREAM_BYTES_MAX && !x->aborted) {
+    /* What waits may be the burst of a moment: a client is slow when it has taken nothing for a while. */
+    size_t waits = x->out.size - x->taken;
+    bool slow = waits > STREAM_BYTES_MAX && clock_seconds() - x->wrote > SLOW_SECONDS;
+    if ((slow || waits > STREAM_BYTES_ALL) && !x->aborted) {
         x->gateway->counters.cut_slow++;
         http_abort(x);
         return;
@@ -308,6 +312,8 @@ static enum MHD_Result on_request(void *arg, struct MHD_Connection *connection, 
 {
     struct exchange *x = *request;
     (void)version;
+    if (((struct gateway *)arg)->closing)
+        return MHD_NO;
     if (x == NULL) {
         *request = x = exchange_create(arg, connection);
         return take_headers(x, url, method);
@@ -436,6 +442,7 @@ void http_close(struct gateway *g)
 {
     if (g->daemon == NULL)
         return;
+    g->closing = true;
     for (struct exchange *x = g->exchanges; x != NULL; x = x->next)
         http_abort(x); /* no connection may be suspended when the daemon ends */
     MHD_run(g->daemon);

@@ -42,10 +42,11 @@ int api_keys_read(struct api_keys *k, const char *path, char *err, size_t err_si
         goto fail;
     }
     for (int number = 1; fgets(line, sizeof line, file) != NULL; number++)
-        if (line_read(k, line) < 0) {
+        if ((strchr(line, '\n') == NULL && !feof(file)) || line_read(k, line) < 0) {
             snprintf(err, err_size,
-                     "%s:%d: a key is %d to %d visible characters; # begins a comment", path,
-                     number, KEY_MIN, KEY_MAX);
+                     "%s:%d: a key is %d to %d visible characters, a line at most %zu; # begins a "
+                     "comment",
+                     path, number, KEY_MIN, KEY_MAX, sizeof line - 2);
             goto fail;
         }
     if (k->n == 0) {

@@ -53,6 +53,8 @@ bool link_ready(const struct gateway *g, double now)
 static bool send_message(struct gateway *g, const ProtobufCMessage *message)
 {
     char err[256];
+    if (!g->up)
+        return false;
     g->sent = true;
     return proto_send(g->session.socket, message, err, sizeof err) == 0;
 }
@@ -65,9 +67,9 @@ static ProtobufCBinaryData id_of(const struct choice *c)
 static void send_asked(struct gateway *g, struct choice *c)
 {
     char err[256];
-    g->sent = true;
-    c->unsent = proto_send_bytes(g->session.socket, NULL, 0, c->asked.bytes, c->asked.size, err,
-                                 sizeof err) != 0;
+    g->sent |= g->up;
+    c->unsent = !g->up || proto_send_bytes(g->session.socket, NULL, 0, c->asked.bytes,
+                                           c->asked.size, err, sizeof err) != 0;
     g->retry |= c->unsent;
 }
 
@@ -237,13 +239,16 @@ static bool watch_link(struct gateway *g)
             up = s->ups++ > 0;
             s->down_since = 0;
             s->trouble[0] = '\0';
+            g->up = true;
             link_status(g);
         } else if (link == PROTO_LINK_DOWN) {
+            g->up = false;
             if (s->down_since == 0) {
                 s->down_since = clock_seconds();
                 log_warn("the connection to %s broke; trying again", g->options->client.endpoint);
             }
         } else if (link == PROTO_LINK_DENIED) {
+            g->up = false;
             if (strcmp(s->trouble, text) != 0)
                 log_error("%s: %s", g->options->client.endpoint, text);
             snprintf(s->trouble, sizeof s->trouble, "%s", text);

@@ -94,6 +94,20 @@ int parameters_effort(struct call *call, const char *param, const char *effort, 
     return -1;
 }
 
+/* ── calls in what was said before ─────────────────────────────────────────────────────────── */
+
+void called_note(struct call *call, const char *id, const json_t *name)
+{
+    if (call->names == NULL)
+        call->names = json_object();
+    json_object_set(call->names, id, (json_t *)(uintptr_t)name);
+}
+
+const char *called_name(const struct call *call, const char *id)
+{
+    return id != NULL ? json_string_value(json_object_get(call->names, id)) : NULL;
+}
+
 /* ── tools ─────────────────────────────────────────────────────────────────────────────────── */
 
 static bool is_name(const char *name)

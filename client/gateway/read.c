@@ -43,6 +43,11 @@ void json_memory_init(void)
     json_set_alloc_funcs(counted_malloc, counted_free);
 }
 
+size_t json_memory_used(void)
+{
+    return json_bytes;
+}
+
 void json_memory_return(void)
 {
     if (json_bytes_peak - json_bytes < TRIM_BYTES)

@@ -76,6 +76,8 @@ static int read_call(struct call *call, const json_t *items, size_t i, const cha
         return wrong_type(p, path, "a call with call_id, name and arguments, all strings", item);
     conversation_add_said(&call->conversation, "commentary", name, json_string_value(arguments),
                           json_string_length(arguments));
+    called_note(call, json_string_value(item_field(items, i, "call_id")),
+                item_field(items, i, "name"));
     return 0;
 }
 
@@ -87,16 +89,11 @@ static int read_output(struct call *call, const json_t *items, size_t i, const c
                                           {"output", FIELD_READ, NULL},
                                           {"id", FIELD_FREE, NULL},
                                           {"status", FIELD_FREE, NULL}};
-    const char *id = json_string_value(item_field(items, i, "call_id")), *name = NULL;
+    const char *name = called_name(call, json_string_value(item_field(items, i, "call_id")));
     char param[80];
     if (fields_check(json_array_get(items, i), path, fields, sizeof fields / sizeof *fields, p) !=
         0)
         return -1;
-    for (size_t k = i; k-- > 0 && id != NULL && name == NULL;) {
-        const char *other = json_string_value(item_field(items, k, "call_id"));
-        if (is_type(items, k, "function_call") && other != NULL && strcmp(id, other) == 0)
-            name = json_string_value(item_field(items, k, "name"));
-    }
     if (name == NULL) {
         snprintf(param, sizeof param, "%s.call_id", path);
         problem_set(p, 400, "invalid_value", param,

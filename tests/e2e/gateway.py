@@ -243,6 +243,32 @@ def test_slow_and_flooding_clients_are_cut_and_hold_back_nobody():
         assert status == 200 and answer["choices"][0]["message"]["content"] == ANSWER
 
 
+def test_large_questions_and_answers():
+    with Stack(1, gateway=["--timeout", 1]) as stack:
+        # Answers that come to more than a MiB at once are not taken for a client that does not read.
+        body = {"model": "gptoss-tiny-mxfp4", "input": QUESTION, "stream": True, "max_output_tokens": 400, "ignore_eos": True,
+                "temperature": 0, "include": ["message.output_text.logprobs"], "top_logprobs": 20}
+        kinds = [event["type"] for event in stack.events("/v1/responses", body) if not isinstance(event, str)]
+        assert kinds[-1] in ("response.completed", "response.incomplete"), kinds[-3:]
+        # Many results of calls are looked up at once.
+        call = {"role": "assistant", "tool_calls": [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}
+        many = {"messages": [call] + [{"role": "tool", "tool_call_id": "a", "content": ""}] * 60000}
+        begin = time.monotonic()
+        status, answer = stack.post("/v1/chat/completions", many)
+        assert status == 400 and time.monotonic() - begin < 5, (status, answer, time.monotonic() - begin)
+        # Copies of a large question are bounded together.
+        status, answer = stack.post("/v1/chat/completions", chat("x " * 1000000, n=128))
+        assert status == 413 and answer["error"]["param"] == "n", answer
+        # A coordinator that is gone is asked nothing: nothing piles up for it.
+        before = stack.memory()
+        stack.coordinator.stop()
+        for _ in range(6):
+            status, answer = stack.post("/v1/chat/completions", chat("x " * 1900000))
+            assert status == 503, answer
+        grown = stack.memory() - before
+        assert grown < 14 << 20, f"{grown >> 20} MiB more"
+
+
 def test_a_full_queue_says_when_to_come_again():
     with Stack(1, coordinator=["--sequences", 1, "--max-queue", 1]) as stack:
         body = {**LONG, "max_tokens": 4000, "stream": True}
