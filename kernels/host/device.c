@@ -42,11 +42,30 @@ static uint64_t number_in(const char *path)
     return value;
 }
 
-static uint64_t limit_left(const char *limit_path, const char *used_path)
+/* Pages of files, which are counted as used and go when others want memory. */
+static uint64_t file_pages(const char *stat_path)
+{
+    uint64_t bytes = 0;
+    char line[128];
+    unsigned long long number;
+    FILE *file = fopen(stat_path, "r");
+    if (!file)
+        return 0;
+    while (fgets(line, sizeof line, file))
+        if (sscanf(line, "inactive_file %llu", &number) == 1 ||
+            sscanf(line, "active_file %llu", &number) == 1)
+            bytes += number;
+    fclose(file);
+    return bytes;
+}
+
+static uint64_t limit_left(const char *limit_path, const char *used_path, const char *stat_path)
 {
     uint64_t limit = number_in(limit_path), used = number_in(used_path);
     if (limit == UINT64_MAX || used == UINT64_MAX)
         return UINT64_MAX;
+    uint64_t files = file_pages(stat_path);
+    used -= files < used ? files : used;
     return limit > used ? limit - used : 0;
 }
 
@@ -64,9 +83,11 @@ uint64_t host_memory_free(void)
     }
     /* A container's limit, of both versions of cgroup. */
     uint64_t left[] = {
-        limit_left("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        limit_left("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current",
+                   "/sys/fs/cgroup/memory.stat"),
         limit_left("/sys/fs/cgroup/memory/memory.limit_in_bytes",
-                   "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+                   "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+                   "/sys/fs/cgroup/memory/memory.stat"),
     };
     for (size_t i = 0; i < sizeof left / sizeof *left; i++)
         if (left[i] < available)

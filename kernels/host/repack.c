@@ -111,6 +111,10 @@ static void pack_tensor(void *arg, const struct gguf_tensor *tensor, uint32_t la
         stage->packed_head = to;
     else
         stage->packed[layer][slot] = to;
+    /* All has been read, but the rank still moves. */
+    const struct kernels_stage_options *o = &stage->base.options;
+    if (o->progress)
+        o->progress(o->arg, stage->weights_bytes, stage->weights_bytes);
     if (tensor->data != stage->base.model->embedding->data) /* whose rows are still looked up */
         drop_pages(tensor);
 }
