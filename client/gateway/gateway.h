@@ -141,6 +141,7 @@ void problem_reply(struct exchange *x, const struct problem *p);
 
 enum route {
     ROUTE_PAGE,
+    ROUTE_ICON,
     ROUTE_HEALTH,
     ROUTE_LIVE,
     ROUTE_READY,

@@ -13,6 +13,8 @@ static const struct {
     bool open;                 /* to those without a key */
 } routes[] = {
     [ROUTE_PAGE] = {"/", "GET", true},
+    [ROUTE_ICON] = {"/favicon.ico", "GET",
+                    true}, /* the page has its own; some browsers ask before */
     [ROUTE_HEALTH] = {"/health", "GET", true},
     [ROUTE_LIVE] = {"/livez", "GET", true},
     [ROUTE_READY] = {"/readyz", "GET", true},
@@ -291,6 +293,7 @@ void routes_run(struct exchange *x)
         text_add(&out, page_html, page_html_size);
         http_reply(x, 200, "text/html; charset=utf-8", &out);
         break;
+    case ROUTE_ICON: http_reply(x, 204, "image/x-icon", &out); break;
     case ROUTE_HEALTH:
     case ROUTE_READY: reply_health(x); break;
     case ROUTE_LIVE: reply_text(x, 200, "application/json", "{\"status\":\"ok\"}\n"); break;

@@ -47,6 +47,7 @@ def test_routes():
         page = stack.get("/")
         assert page.headers["Content-Type"].startswith("text/html") and "<title>" in page.text
         assert "default-src 'none'" in page.headers["Content-Security-Policy"]
+        assert stack.get("/favicon.ico").status == 204
         metrics = stack.get("/metrics").text
         for name in ("gptoss_num_requests_running", "gptoss_time_to_first_token_seconds_bucket",
                      'gptoss_gateway_requests_total{route="/v1/models",status="2xx"} 1',
