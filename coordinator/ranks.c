@@ -350,7 +350,7 @@ static void make_plan(struct coordinator *c, uint64_t now)
         .vocabulary_limit = tokenizer_limit(c->tokenizer),
         .fast = c->options.fast,
     };
-    char err[512] = "";
+    char err[768] = "";
     int status = plan_create(&c->world.plan, c->options.model, &options, err, sizeof err);
     if (status) {
         if (status > 0) {
