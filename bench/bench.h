@@ -127,6 +127,13 @@ double bench_test_bytes(const struct gguf_model *model, enum plan_kv_type kv_typ
 
 /* ── list.c ────────────────────────────────────────────────────────────────────────────────── */
 
+/* Options that the commands share. Which of md, csv, json, jsonl (enum bench_format); which of f32, f16,
+ * bf16 (enum kernels_kv_type, enum plan_kv_type). -1: none of them. */
+int bench_format_find(const char *text);
+int bench_kv_type_find(const char *text);
+/* llama-bench's -dev, up to a "--", becomes --device. */
+void bench_device_word(int argc, char **argv);
+
 struct bench_list {
     uint32_t *values; /* free() */
     size_t n;

@@ -541,33 +541,25 @@ static int parse(struct bench_kernels *b, int argc, char **argv)
         .exit_codes = 1u << EXIT_DONE | 1u << EXIT_FAILED | 1u << EXIT_USAGE | 1u << EXIT_MODEL |
                       1u << EXIT_DEVICE,
     };
-    static const char *const formats[] = {"md", "csv", "json", "jsonl"};
-    static const char *const kv_types[] = {"f32", "f16", "bf16"};
     char **args, err[512];
-    int n_args, format = -1, kv_type = -1;
-    for (int i = 1; i < argc; i++)
-        if (strcmp(argv[i], "-dev") == 0)
-            argv[i] = (char *)(uintptr_t) "--device";
+    int n_args;
+    bench_device_word(argc, argv);
     int status = cli_parse(&cli, argc, argv, &args, &n_args);
     if (status)
         return status;
     if (n_args)
         return wrong("there is a word that is no option");
-    for (int i = 0; i < 4; i++)
-        if (strcmp(c->output, formats[i]) == 0)
-            format = i;
-    for (int i = 0; i < 3; i++)
-        if (c->kv_type && strcmp(c->kv_type, kv_types[i]) == 0)
-            kv_type = i;
+    int format = bench_format_find(c->output);
+    int kv_type = c->kv_type ? bench_kv_type_find(c->kv_type) : KERNELS_KV_F32;
     if (format < 0)
         return wrong("--output is md, csv, json or jsonl");
-    if (c->kv_type && kv_type < 0)
+    if (kv_type < 0)
         return wrong("--kv-type is f32, f16 or bf16");
     if (bench_list_parse("--rows", c->rows, 1, 8192, &b->rows, err, sizeof err) ||
         bench_list_parse("--n-depth", c->depths, 0, 1 << 20, &b->depths, err, sizeof err))
         return wrong(err);
     b->format = (enum bench_format)format;
-    b->kv_type = kv_type < 0 ? KERNELS_KV_F32 : (enum kernels_kv_type)kv_type;
+    b->kv_type = (enum kernels_kv_type)kv_type;
     return 0;
 }
 

@@ -2,6 +2,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "bench/bench.h"
 
@@ -117,4 +118,29 @@ int bench_pair_parse(const char *option, const char *text, uint32_t *n_prompt, u
     }
     free(list.values);
     return status;
+}
+
+static int find(const char *text, const char *const *names, int n)
+{
+    for (int i = 0; i < n; i++)
+        if (strcmp(text, names[i]) == 0)
+            return i;
+    return -1;
+}
+
+int bench_format_find(const char *text)
+{
+    return find(text, (const char *const[]){"md", "csv", "json", "jsonl"}, 4);
+}
+
+int bench_kv_type_find(const char *text)
+{
+    return find(text, (const char *const[]){"f32", "f16", "bf16"}, 3);
+}
+
+void bench_device_word(int argc, char **argv)
+{
+    for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++)
+        if (strcmp(argv[i], "-dev") == 0)
+            argv[i] = (char *)(uintptr_t) "--device";
 }

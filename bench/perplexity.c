@@ -91,20 +91,14 @@ static int parse(struct perplexity *p, int argc, char **argv)
         .exit_codes = 1u << EXIT_DONE | 1u << EXIT_FAILED | 1u << EXIT_USAGE | 1u << EXIT_MODEL |
                       1u << EXIT_DEVICE,
     };
-    static const char *const formats[] = {"md", "csv", "json", "jsonl"};
-    static const char *const kv_types[] = {"f32", "f16", "bf16"};
     char **args;
-    int n_args, format = -1, kv_type = -1;
-    for (int i = 1; i < argc; i++)
-        if (strcmp(argv[i], "-dev") == 0)
-            argv[i] = (char *)(uintptr_t) "--device";
+    int n_args;
+    bench_device_word(argc, argv);
     int status = cli_parse(&cli, argc, argv, &args, &n_args);
     if (status)
         return status;
-    for (int i = 0; i < 4; i++)
-        format = strcmp(c->output, formats[i]) ? format : i;
-    for (int i = 0; i < 3 && c->kv_type; i++)
-        kv_type = strcmp(c->kv_type, kv_types[i]) ? kv_type : i;
+    int format = bench_format_find(c->output);
+    int kv_type = c->kv_type ? bench_kv_type_find(c->kv_type) : KERNELS_KV_F32;
     if (n_args)
         return wrong("there is a word that is no option");
     if (!c->model)
@@ -113,10 +107,10 @@ static int parse(struct perplexity *p, int argc, char **argv)
         return wrong("which text? give --file TEXT");
     if (format < 0)
         return wrong("--output is md, csv, json or jsonl");
-    if (c->kv_type && kv_type < 0)
+    if (kv_type < 0)
         return wrong("--kv-type is f32, f16 or bf16");
     p->format = (enum bench_format)format;
-    p->kv_type = kv_type < 0 ? KERNELS_KV_F32 : (enum kernels_kv_type)kv_type;
+    p->kv_type = (enum kernels_kv_type)kv_type;
     return 0;
 }
 

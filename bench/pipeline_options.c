@@ -144,8 +144,6 @@ static int parse_drivers(struct pipeline *p)
 
 static int parse_choice(struct pipeline *p)
 {
-    static const char *const formats[] = {"md", "csv", "json", "jsonl"};
-    static const char *const kv_types[] = {"f32", "f16", "bf16"};
     static const char *const scalings[] = {"strong", "weak", "strong,weak", "weak,strong"};
     static const char *const devices[] = {"auto", "cpu", "cuda", "reference"};
     const struct pipeline_choice *c = &p->choice;
@@ -169,8 +167,8 @@ static int parse_choice(struct pipeline *p)
     if (c->pair &&
         bench_pair_parse("--prompt-gen", c->pair, &p->pair_prompt, &p->pair_gen, err, sizeof err))
         return wrong(err);
-    int format = find_name(c->output, strlen(c->output), formats, 4);
-    int kv_type = c->kv_type ? find_name(c->kv_type, strlen(c->kv_type), kv_types, 3) : 0;
+    int format = bench_format_find(c->output);
+    int kv_type = c->kv_type ? bench_kv_type_find(c->kv_type) : 0;
     int scaling = find_name(c->scaling, strlen(c->scaling), scalings, 4);
     if (format < 0)
         return wrong("--output is md, csv, json or jsonl");

@@ -20,17 +20,15 @@ static int find_name(const char *name, const char *const *names, size_t n)
 
 static int check(struct serve_options *o)
 {
-    static const char *const formats[] = {"md", "csv", "json", "jsonl"};
     static const char *const devices[] = {"auto", "cpu", "cuda", "reference"};
-    static const char *const kv_types[] = {"f32", "f16", "bf16"};
     char err[512];
-    int format = find_name(o->output, formats, 4);
+    int format = bench_format_find(o->output);
     if (format < 0)
         return wrong("--output is md, csv, json or jsonl");
     o->format = (enum bench_format)format;
     if (find_name(o->device, devices, 4) < 0)
         return wrong("--device is auto, cpu, cuda or reference");
-    if (o->kv_type && find_name(o->kv_type, kv_types, 3) < 0)
+    if (o->kv_type && bench_kv_type_find(o->kv_type) < 0)
         return wrong("--kv-type is f32, f16 or bf16");
     if (bench_list_parse("--clients", o->clients_text, 1, 65536, &o->clients, err, sizeof err) ||
         serve_lengths_parse("--n-prompt", o->prompt_text, 1 << 20, &o->prompt, err, sizeof err) ||
@@ -137,9 +135,7 @@ int serve_parse(struct serve_options *o, int argc, char **argv)
         .exit_codes = 1u << EXIT_DONE | 1u << EXIT_FAILED | 1u << EXIT_USAGE | 1u << EXIT_MODEL |
                       1u << EXIT_MEMORY | 1u << EXIT_COORDINATOR,
     };
-    for (int i = 1; i < argc && strcmp(argv[i], "--"); i++)
-        if (strcmp(argv[i], "-dev") == 0)
-            argv[i] = (char *)(uintptr_t) "--device";
+    bench_device_word(argc, argv);
     int status = cli_parse(&cli, argc, argv, &o->extra, &o->n_extra);
     if (status)
         return status;

@@ -12,6 +12,8 @@ import sys
 import tempfile
 import time
 
+from runner import run_tests  # noqa: F401: the tests' last line
+
 SOURCE = os.environ["GPTOSS_TEST_SOURCE"]
 BUILD = os.environ["GPTOSS_TEST_BUILD"]
 BIN = os.path.join(BUILD, "bin")
@@ -183,23 +185,3 @@ class Client:
 def golden():
     with open(os.path.join(SOURCE, "models", "gptoss-tiny-mxfp4.golden.json")) as f:
         return json.load(f)
-
-
-def run_tests(module):
-    """Runs every function test_*, prints a line for each, exits 1 if one failed."""
-    failed = 0
-    names = [n for n in sorted(vars(module)) if n.startswith("test_")]
-    only = sys.argv[1:]
-    for name in names:
-        if only and name not in only:
-            continue
-        begin = time.monotonic()
-        try:
-            vars(module)[name]()
-            print(f"ok      {name} ({time.monotonic() - begin:.1f} s)", flush=True)
-        except Exception as error:  # a test's failure must not hide the others
-            import traceback
-            traceback.print_exc(file=sys.stdout)
-            print(f"FAILED  {name}: {error}", flush=True)
-            failed += 1
-    sys.exit(1 if failed else 0)
