@@ -8,7 +8,7 @@
  *                output matrix that the stage holds, with its norm; where they are not in place (a GPU),
  *                some formats take more there than in the file, see held_bytes()
  *   KV           both pools, for the stage's layers of each kind
- *   activations  lanes, tables and the scratch of one step, see activation_bytes()
+ *   activations  lanes, tables and the scratch of one step, see activation_bytes() and gpu.c
  */
 
 /* For activation_bytes(). */
@@ -23,9 +23,6 @@ enum {
     HEAD_BLOCK_BYTES = 32, /* what a part of a cut head says of a row: of each 1,024 ids, */
     HEAD_TOP_BYTES = 264,  /* the best ones, and all logits */
     HEAD_JOB_BYTES = 8192,
-    /* of a GPU (kernels/cuda): */
-    GPU_HEAD_ROWS = 64,
-    GPU_ATTENTION_ROWS = 16, /* query heads of a block */
 };
 
 uint64_t stage_add(uint64_t a, uint64_t b)
@@ -211,27 +208,7 @@ static uint64_t head_bytes(const struct gguf_model *model, const struct plan *pl
     return stage_add(scratch, stage_multiply(plan->head_jobs, job));
 }
 
-/* What a GPU takes besides what CPUs do: for each row of a step the partial results of its attention,
- * of each chunk of keys (attention.cu: 256 keys, beyond 8,192 1,024), and the head's additional rows. */
-static uint64_t gpu_bytes(const struct gguf_model *model, const struct plan *plan,
-                          const struct plan_stage *stage)
-{
-    uint64_t positions = stage_blocks(plan->context) * BLOCK_TOKENS;
-    uint64_t chunks =
-        positions <= 8192 ? (positions + 255) / 256 : 32 + (positions - 8192 + 1023) / 1024;
-    uint64_t heads = model->kv_heads ? model->heads / model->kv_heads : 0;
-    uint64_t blocks = (uint64_t)model->kv_heads *
-                      ((heads + GPU_ATTENTION_ROWS - 1) / GPU_ATTENTION_ROWS) * GPU_ATTENTION_ROWS;
-    uint64_t row = stage_multiply(blocks * chunks, ((uint64_t)model->head_dim + 2) * 4);
-    uint64_t rows = plan->step_samples < GPU_HEAD_ROWS ? plan->step_samples : GPU_HEAD_ROWS;
-    uint64_t head = stage_multiply(rows, 4 * ((uint64_t)stage->head_count + model->hidden));
-    /* The merging of the whole vocabulary, on the last stage. */
-    if (stage->layer_first + stage->layer_count == model->n_layers && plan->head_jobs)
-        head = stage_add(head, stage_multiply(rows, 4 * (uint64_t)model->vocabulary));
-    return stage_add(stage_multiply(plan->step_rows, row), head);
-}
-
-/* What a rank takes besides weights and KV, a little more than the CPU backends do (a test compares).
+/* What a CPU rank takes besides weights and KV, a little more than the backends do (a test compares).
  *   lanes    each: input and output rows [step_tokens, hidden] as far as the stage has them, samples
  *            and their results, with a cut head their rows [step_samples, hidden], rows of the step and
  *            the blocks that they are given
@@ -312,8 +289,7 @@ void stage_fill(const struct draft *draft, uint32_t s, struct plan_stage *stage)
     const struct plan_rank *ranks = draft->options->ranks;
     bool in_place = !ranks || ranks[s].weights_in_place;
     stage->weights_bytes = weights_bytes(model, s == 0, in_place, draft->options->fast, stage);
-    stage->activation_bytes = activation_bytes(model, plan, s, stage);
-    if (ranks && !ranks[s].weights_in_place)
-        stage->activation_bytes = stage_add(stage->activation_bytes, gpu_bytes(model, plan, stage));
+    stage->activation_bytes = in_place ? activation_bytes(model, plan, s, stage)
+                                       : gpu_activation_bytes(model, plan, s, stage);
     stage->memory_bytes = draft->share[s];
 }

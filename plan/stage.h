@@ -27,6 +27,10 @@ double stage_layer_expert_bytes(const struct gguf_layer *layer); /* of all exper
 /* Everything of stage s but KV and totals, from its range of layers; plan->context, sequences and the
  * bounds of a step are set. */
 void stage_fill(const struct draft *draft, uint32_t s, struct plan_stage *stage);
+/* gpu.c: what stage s takes on a GPU besides weights and KV, a little more than kernels/cuda lays out in
+ * the device's memory (tests/test_plan_footprint.c compares, on a GPU). */
+uint64_t gpu_activation_bytes(const struct gguf_model *model, const struct plan *plan, uint32_t s,
+                              const struct plan_stage *stage);
 /* Of both pools, with so many blocks in the full one. */
 uint64_t stage_kv_bytes(const struct draft *draft, const struct plan_stage *stage,
                         uint64_t full_blocks);

@@ -581,12 +581,11 @@ static void a_gpu_has_room_for_the_attention_of_many_rows(void **state)
     struct plan_options options = {
         .n_ranks = 1, .ranks = fake.ranks, .context = 131072, .sequences = 256};
     struct plan *gpu = plan_of(&fake, options, 0);
-    fake.ranks[0].weights_in_place = true;
-    struct plan *cpu = plan_of(&fake, options, 0);
-    assert_true(gpu->stages[0].activation_bytes - cpu->stages[0].activation_bytes >=
-                (uint64_t)256 * 152 * 8 * 16 * 66 * 4);
+    uint64_t attention = (uint64_t)256 * 152 * 8 * 16 * 66 * 4;
+    assert_true(gpu->stages[0].activation_bytes > attention);
+    /* What else there is is less. */
+    assert_true(gpu->stages[0].activation_bytes < 2 * attention);
     plan_destroy(gpu);
-    plan_destroy(cpu);
 }
 
 static void weights_in_place_are_never_refused(void **state)

@@ -39,7 +39,7 @@ static void compare(const struct gguf_model *model, const struct kernels *k,
             assert_int_equal(stage->weights_bytes, footprint.weights_bytes);
         assert_int_equal(stage->kv_bytes, footprint.kv_bytes);
         uint64_t planned = stage->activation_bytes, taken = footprint.activation_bytes;
-        if (planned < taken || planned > taken + taken / 4 + slack)
+        if (planned < taken || planned > taken + taken / (gpu ? 32 : 4) + slack)
             fail_msg("stage %u of %u: activations are planned as %llu bytes, and take %llu", s,
                      plan->n_stages, (unsigned long long)planned, (unsigned long long)taken);
     }
@@ -59,9 +59,9 @@ static void compare_all(const struct gguf_model *model)
         bool fast = d == 2;
         struct kernels_options options = {.device = devices[d], .threads = 8, .fast = fast};
         /* The plan allows for the scratch of threads, which the others do without. */
-        uint64_t slack = strcmp(devices[d], "cpu") ? 8 << 20 : 1 << 20;
+        bool cpu = strcmp(devices[d], "cpu") == 0, gpu = strcmp(devices[d], "cuda") == 0;
+        uint64_t slack = cpu ? 1 << 20 : gpu ? 2 << 20 : 8 << 20;
         struct plan_rank ranks[4] = {{.weights_in_place = false}};
-        bool gpu = strcmp(devices[d], "cuda") == 0;
         if (kernels_create(&k, &options, err, sizeof err)) {
             assert_true(gpu);
             continue;
