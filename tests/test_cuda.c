@@ -15,6 +15,7 @@
 #define FORMATS "models/gptoss-tiny-Q4_K_M.gguf"
 
 extern uint32_t cuda_variant; /* kernels/cuda/device.cuh */
+static uint32_t chosen_variant;
 
 static struct kernels *reference, *cuda;
 static struct gguf_file *file;
@@ -791,7 +792,7 @@ static void gives_the_same_bits_for_one_sequence_again_and_again(void **state)
         STEPS = 300
     }; /* over the window, and from one chunk of keys to the next */
     static struct kernels_sample want[STEPS], got[STEPS];
-    static const uint32_t variants[] = {0, 0, 0, 1, 2, 4, 7, 0};
+    static const uint32_t variants[] = {0, 0, 0, 1, 0};
     int32_t tokens[PROMPT];
     make_text(70, tokens, PROMPT);
     for (size_t v = 0; v < sizeof variants / sizeof *variants; v++) {
@@ -812,7 +813,7 @@ static void gives_the_same_bits_for_one_sequence_again_and_again(void **state)
                          variants[v], i, got[i].token, (double)got[i].logit, want[i].token,
                          (double)want[i].logit);
     }
-    cuda_variant = 0;
+    cuda_variant = chosen_variant;
 }
 
 static void says_what_it_is(void **state)
@@ -1072,6 +1073,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(tells_whether_copies_hold_each_other_up),
         cmocka_unit_test(tells_when_a_step_is_done),
     };
+    const char *variant = getenv("GPTOSS_TEST_CUDA_VARIANT"); /* bits, as of cuda_speed */
+    cuda_variant = chosen_variant = variant ? (uint32_t)strtoul(variant, NULL, 10) : 0;
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, open_all, close_all);

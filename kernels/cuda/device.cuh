@@ -405,14 +405,18 @@ int cuda_limits(struct kernels *k, struct kernels_limits *limits);
  * (compute capability 9.0). */
 extern bool cuda_starts_early;
 
-/* What tests/cuda_speed.c compares (`variant:BITS`); 0 otherwise. The bits of results are the same.
- * Chosen when a stage is made: its graphs keep what was chosen. */
-#define CUDA_VARIANT_ORDER                                                                         \
-    1 /* head's weights leave the L2 first; squares beside the logits' parts */
-#define CUDA_VARIANT_DEAL   2 /* items of gate and up go to whichever CTA is free */
-#define CUDA_VARIANT_ENGINE 4 /* a step's description by the copy engine */
+/* What tests compare (tests/cuda_speed.c: `variant:BITS`); 0 otherwise. The bits of results are the
+ * same. Chosen when a stage is made: its graphs keep what was chosen. */
+#define CUDA_VARIANT_SERIAL                                                                        \
+    1 /* no kernel starts early: compute-sanitizer's racecheck takes CTAs of two kernels that share a \
+       * multiprocessor for one, and what they store at the same offsets for races */
 extern "C" {
 extern uint32_t cuda_variant;
+}
+
+static inline bool cuda_may_start_early(void)
+{
+    return cuda_starts_early && !(cuda_variant & CUDA_VARIANT_SERIAL);
 }
 
 /* A kernel that may start before the one in front of it has ended: it waits by itself, with
@@ -431,7 +435,7 @@ static inline int cuda_launch_when(bool early, void (*kernel)(Parameters...), di
     config.dynamicSmemBytes = shared_bytes;
     config.stream = stream;
     config.attrs = &attribute;
-    config.numAttrs = early && cuda_starts_early;
+    config.numAttrs = early && cuda_may_start_early();
     return cudaLaunchKernelEx(&config, kernel, (Parameters)arguments...) == cudaSuccess ? 0 : -1;
 }
 

@@ -149,7 +149,7 @@ static int launch_split(const struct product *p, uint32_t groups, cudaStream_t t
     config.dynamicSmemBytes = bytes;
     config.stream = to;
     config.attrs = attributes;
-    config.numAttrs = cuda_starts_early ? 2 : 1;
+    config.numAttrs = cuda_may_start_early() ? 2 : 1;
     return cudaLaunchKernelEx(&config, kernel, *p) == cudaSuccess ? 0 : -1;
 }
 

@@ -69,7 +69,7 @@ int cuda_linear_shaped(const struct cuda_matrix *w, const float *bias, const __h
     p.y = y;
     p.n = n;
     p.add = add;
-    p.once = cuda_variant & CUDA_VARIANT_ORDER;
+    p.once = true;
     const enum launch_shape chosen = shape < 0 ? shape_for(&p, n) : (enum launch_shape)shape;
     if (launch_shaped(w->type, &p, chosen, stream) == 0)
         return 0;

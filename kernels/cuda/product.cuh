@@ -36,7 +36,7 @@ struct product {
     __half *act;       /* GATE_UP: [pairs, rows / 2] */
     uint32_t n;        /* rows of x: tokens */
     bool add;
-    bool once; /* weights leave the L2 first (CUDA_VARIANT_ORDER) */
+    bool once; /* weights leave the L2 first */
 
     /* of experts */
     const int32_t *choice;              /* [n, active] */

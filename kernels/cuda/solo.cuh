@@ -48,9 +48,7 @@ struct solo {
     int32_t *choice;      /* [active]: GATE_UP writes them for DOWN, */
     float *choice_weight; /* and their weights */
     float alpha, limit;
-    bool beside; /* CUDA_VARIANT_ORDER */
-    uint32_t
-        *dealt; /* CUDA_VARIANT_DEAL, of GATE_UP and DOWN: items beyond each CTA's first; or NULL */
+    uint32_t *dealt; /* of GATE_UP and DOWN: items beyond each CTA's first; NULL: too many */
 };
 
 /* Bytes of shared memory, and what lies where. */
@@ -160,14 +158,11 @@ static __device__ __forceinline__ void solo_sum_parts(const struct solo &p, floa
 {
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const uint32_t units = (p.hidden + NORM_UNIT - 1) / NORM_UNIT;
-    float one[2], mine = 0;
+    float one[2];
     solo_load_squares<PARTS>(one, p.partial + (size_t)units * p.experts, p.hidden);
-    if (!p.beside)
-        mine = solo_sum_squares<PARTS>(one);
     for (uint32_t e = lane; e < p.experts; e += 32)
         shared[warp * p.experts + e] = solo_part_sum<PARTS>(p.partial, p.experts, e, p.hidden);
-    if (p.beside)
-        mine = solo_sum_squares<PARTS>(one);
+    const float mine = solo_sum_squares<PARTS>(one);
     if (lane == 0)
         squares[warp] = mine;
 }

@@ -459,10 +459,7 @@ void cuda_stage_step(struct kernels_stage *base, uint32_t lane_index,
 
     cudaSetDevice(stage->device->index);
     const struct cuda_piece description = {stage->step, to, (uint32_t)padded(to->bytes), 1, 0, 0};
-    if (cuda_variant & CUDA_VARIANT_ENGINE
-            ? cudaMemcpyAsync(stage->step, to, to->bytes, cudaMemcpyHostToDevice, stage->stream) !=
-                  cudaSuccess
-            : cuda_copy(&description, 1, stage->stream)) {
+    if (cuda_copy(&description, 1, stage->stream)) {
         fail(stage, "copying a step");
         return;
     }
