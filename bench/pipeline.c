@@ -272,9 +272,7 @@ static int run_all(struct pipeline *p)
                                   .thread_index = t,
                                   .options = {.model = p->model,
                                               .path = p->path,
-                                              .head = strcmp(p->choice.head, "last") == 0
-                                                          ? PLAN_HEAD_LAST
-                                                          : PLAN_HEAD_ALL,
+                                              .head = p->head,
                                               .device = p->choice.device,
                                               .transport = p->choice.transport,
                                               .kv_type = p->kv_type,

@@ -27,6 +27,7 @@ struct pipeline {
     size_t n_drivers;
     bool strong, weak;
     enum plan_kv_type kv_type;
+    enum plan_head head;
     enum bench_format format;
     size_t repetitions;
     uint32_t step_tokens;

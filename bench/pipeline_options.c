@@ -46,8 +46,8 @@ static int parse_options(struct pipeline_choice *c, int argc, char **argv)
          "also as many pipelines of one rank as there are stages, at the same time", NULL,
          "GPTOSS_BENCH_REPLICAS", &c->replicas, 0, 0, NULL},
         {CLI_STRING, "head", 0, "RANKS",
-         "which ranks share the output matrix: all, or the last alone", "all", "GPTOSS_HEAD",
-         &c->head, 0, 0, NULL},
+         "which ranks share the output matrix: all, or the last alone; auto: on GPUs the last",
+         "auto", "GPTOSS_HEAD", &c->head, 0, 0, NULL},
         {CLI_STRING, "through", 0, "LIST",
          "loop: the ranks driven by this program; coordinator: as a client of gptoss-coordinator",
          "loop", "GPTOSS_BENCH_THROUGH", &c->through, 0, 0, NULL},
@@ -182,8 +182,8 @@ static int parse_choice(struct pipeline *p)
         return wrong("--fast is for CPU ranks: leave it out with --device cuda or reference");
     if (!coordinator_transport_known(c->transport))
         return wrong("--transport is auto, nccl, ipc, ipc-host or mpi");
-    if (strcmp(c->head, "all") != 0 && strcmp(c->head, "last") != 0)
-        return wrong("--head is all or last");
+    if (plan_head_of(c->head, &p->head))
+        return wrong("--head is auto, all or last");
     if (!c->model)
         return wrong("which model? give --model FILE");
     p->format = (enum bench_format)format;
@@ -304,7 +304,7 @@ int pipeline_parse(struct pipeline *p, int argc, char **argv)
                                          .stages = "1",
                                          .threads = "0",
                                          .scaling = "strong",
-                                         .head = "all",
+                                         .head = "auto",
                                          .through = "loop",
                                          .device = "auto",
                                          .transport = "auto",

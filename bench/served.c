@@ -237,7 +237,7 @@ static int start_coordinator(struct served *served, const char *clients, const c
                                 "--device",
                                 o->device,
                                 "--head",
-                                o->head == PLAN_HEAD_LAST ? "last" : "all",
+                                plan_head_name(o->head),
                                 "--kv-type",
                                 kv_type,
                                 "--transport",

@@ -18,6 +18,7 @@
 #define LAYERS_MAX 4096
 
 struct options {
+    enum plan_head plan_head; /* what `head` names */
     const char *model, *bind, *workers_bind, *layers, *head, *kv_type, *device, *transport, *worker,
         *costs, *keys, *allow, *journal;
     int64_t max_queue_mib, max_client, client_queue, launch, context, sequences, threads, max_queue,
@@ -194,7 +195,7 @@ static int run(const struct options *o, const char *path, const uint32_t *layers
         .step_tokens = (uint32_t)o->step_tokens,
         .gap_us = (uint64_t)(o->token_gap * 1e3),
         .layers = layers,
-        .head = strcmp(o->head, "last") == 0 ? PLAN_HEAD_LAST : PLAN_HEAD_ALL,
+        .head = o->plan_head,
         .n_layers_given = n_layers,
         .fast = o->fast,
         .no_prefix_cache = o->no_prefix_cache,
@@ -267,7 +268,7 @@ int main(int argc, char **argv)
         .bind = "tcp://127.0.0.1:5555",
         .workers_bind = "tcp://127.0.0.1:5556",
         .device = "auto",
-        .head = "all",
+        .head = "auto",
         .max_queue = 512,
         .drain = 30,
         .step_deadline = 300,
@@ -302,8 +303,8 @@ int main(int argc, char **argv)
         {CLI_STRING, "layers", 0, "A,B,…", "layers of each rank, by hand", "computed",
          "GPTOSS_LAYERS", &o.layers, 0, 0, NULL},
         {CLI_STRING, "head", 0, "RANKS",
-         "which ranks share the output matrix: all, or the last alone", "all", "GPTOSS_HEAD",
-         &o.head, 0, 0, NULL},
+         "which ranks share the output matrix: all, or the last alone; auto: on GPUs the last",
+         "auto", "GPTOSS_HEAD", &o.head, 0, 0, NULL},
         {CLI_FLAG, "plan-only", 0, NULL, "print which layers would run where and how fast, and end",
          NULL, NULL, &o.plan_only, 0, 0, NULL},
         {CLI_FLOAT, "bandwidth", 0, "GB",
@@ -408,8 +409,8 @@ int main(int argc, char **argv)
         return usage("--device is auto, cpu, cuda or reference, not ", o.device);
     if (o.fast && (strcmp(o.device, "cuda") == 0 || strcmp(o.device, "reference") == 0))
         return usage("--fast is for CPU ranks: leave it out with --device ", o.device);
-    if (strcmp(o.head, "all") != 0 && strcmp(o.head, "last") != 0)
-        return usage("--head is all or last, not ", o.head);
+    if (plan_head_of(o.head, &o.plan_head))
+        return usage("--head is auto, all or last, not ", o.head);
     if (o.transport && !coordinator_transport_known(o.transport))
         return usage("--transport is auto, nccl, ipc, ipc-host or mpi, not ", o.transport);
     if (n_layers && o.launch && o.launch != n_layers)

@@ -1,5 +1,27 @@
 #include "plan/head.h"
 
+#include <string.h>
+
+#include "plan/plan.h"
+
+static const char *const names[] = {
+    [PLAN_HEAD_AUTO] = "auto", [PLAN_HEAD_ALL] = "all", [PLAN_HEAD_LAST] = "last"};
+
+const char *plan_head_name(enum plan_head head)
+{
+    return names[head];
+}
+
+int plan_head_of(const char *name, enum plan_head *head)
+{
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (strcmp(names[i], name) == 0) {
+            *head = (enum plan_head)i;
+            return 0;
+        }
+    return -1;
+}
+
 /* Rows of the output matrix go to the stages in proportion to their bandwidth, in units that keep the
  * order of sums over the vocabulary. The last stage, which samples, has one unit at least. */
 void head_cut(uint32_t vocabulary, const double *bandwidth, uint32_t n_stages, uint32_t *counts)

@@ -77,6 +77,16 @@ static void fill_bandwidth(const struct plan_options *options, double *bandwidth
             bandwidth[s] = known > 0 ? sum / known : 1;
 }
 
+static bool is_whole(const struct plan_options *options)
+{
+    if (options->head != PLAN_HEAD_AUTO)
+        return options->head == PLAN_HEAD_LAST;
+    for (uint32_t s = 0; options->ranks && s < options->n_ranks; s++)
+        if (options->ranks[s].weights_in_place)
+            return false;
+    return options->ranks != NULL;
+}
+
 /* Rows of the head for each stage. 0; -1: out of memory. */
 static int share_head(const struct draft *draft)
 {
@@ -86,7 +96,7 @@ static int share_head(const struct draft *draft)
     if (!bandwidth)
         return -1;
     fill_bandwidth(draft->options, bandwidth);
-    if (draft->options->head == PLAN_HEAD_LAST)
+    if (is_whole(draft->options))
         head_whole(vocabulary, n_stages, plan->head_counts);
     else
         head_cut(vocabulary, bandwidth, n_stages, plan->head_counts);

@@ -23,7 +23,13 @@
 
 enum plan_kv_type { PLAN_KV_F32, PLAN_KV_F16, PLAN_KV_BF16 };
 /* the stages that hold rows of the output matrix */
-enum plan_head { PLAN_HEAD_ALL, PLAN_HEAD_LAST };
+/* Which stages share the output matrix. AUTO: all, but GPUs leave it to the last one: the rows and replies of
+ * a cut head pass the hosts, which takes longer than a GPU reads the matrix. */
+enum plan_head { PLAN_HEAD_AUTO, PLAN_HEAD_ALL, PLAN_HEAD_LAST };
+
+const char *plan_head_name(enum plan_head head); /* auto, all, last */
+/* 0; −1: there is no such name. */
+int plan_head_of(const char *name, enum plan_head *head);
 
 struct plan_rank {
     const char *host;           /* lent while the plan lives; NULL: unknown */

@@ -132,7 +132,8 @@ static void the_head_is_shared_and_the_layers_are_even(void **state)
     /* In proportion to the bandwidth. */
     give_memory(&fake, 3, 80);
     fake.ranks[2].bandwidth = 2 * fake.ranks[0].bandwidth;
-    struct plan *plan = plan_of(&fake, (struct plan_options){.n_ranks = 3, .ranks = fake.ranks}, 0);
+    struct plan *plan = plan_of(
+        &fake, (struct plan_options){.n_ranks = 3, .ranks = fake.ranks, .head = PLAN_HEAD_ALL}, 0);
     const uint32_t rows[] = {49 * 1024, 50 * 1024, 201088 - 99 * 1024};
     for (uint32_t s = 0; s < 3; s++) {
         assert_int_equal(plan->stages[s].head_count, rows[s]);
@@ -181,6 +182,32 @@ static void the_head_costs_the_last_stage_layers(void **state)
     for (int s = 0; s < 3; s++)
         assert_true(plan->stages[s].layer_count > plan->stages[3].layer_count);
     plan_destroy(plan);
+}
+
+static void gpus_leave_the_head_to_the_last_one(void **state)
+{
+    (void)state;
+    struct fake fake;
+    make_20b(&fake);
+    give_memory(&fake, 2, 80);
+    for (int cpus = 0; cpus <= 2; cpus++) {
+        for (int s = 0; s < 2; s++)
+            fake.ranks[s].weights_in_place = s < cpus;
+        struct plan_options options = {.n_ranks = 2, .ranks = fake.ranks};
+        struct plan *plan = plan_of(&fake, options, 0);
+        assert_int_equal(plan->head_jobs > 0, cpus > 0);
+        plan_destroy(plan);
+        options.head = PLAN_HEAD_ALL;
+        plan = plan_of(&fake, options, 0);
+        assert_true(plan->head_jobs > 0);
+        plan_destroy(plan);
+    }
+    enum plan_head head;
+    for (enum plan_head h = PLAN_HEAD_AUTO; h <= PLAN_HEAD_LAST; h++) {
+        assert_int_equal(plan_head_of(plan_head_name(h), &head), 0);
+        assert_int_equal(head, h);
+    }
+    assert_int_equal(plan_head_of("first", &head), -1);
 }
 
 static void a_faster_rank_gets_more_layers(void **state)
@@ -687,8 +714,11 @@ static void the_table_has_a_row_a_rank_and_says_the_capacity(void **state)
     struct fake fake;
     make_20b(&fake);
     give_memory(&fake, 2, 80);
-    struct plan *plan = plan_of(
-        &fake, (struct plan_options){.n_ranks = 2, .ranks = fake.ranks, .sequences = 16}, 0);
+    struct plan *plan =
+        plan_of(&fake,
+                (struct plan_options){
+                    .n_ranks = 2, .ranks = fake.ranks, .sequences = 16, .head = PLAN_HEAD_ALL},
+                0);
     char *table = plan_table(plan, fake.ranks);
     assert_non_null(table);
     unsigned lines = 0;
@@ -724,6 +754,7 @@ int main(void)
         cmocka_unit_test(the_head_is_shared_and_the_layers_are_even),
         cmocka_unit_test(a_small_vocabulary_leaves_some_stages_without_head),
         cmocka_unit_test(the_head_costs_the_last_stage_layers),
+        cmocka_unit_test(gpus_leave_the_head_to_the_last_one),
         cmocka_unit_test(a_faster_rank_gets_more_layers),
         cmocka_unit_test(a_rank_of_more_arithmetic_gets_more_layers),
         cmocka_unit_test(more_stages_are_predicted_to_be_faster),
