@@ -233,6 +233,24 @@ int kernels_stage_merge(struct kernels_stage *stage, uint32_t slot, char *err, s
 /* Whether all that was queued for the slot is done: 1, 0, or -1 and a sentence. */
 int kernels_stage_head_test(struct kernels_stage *stage, uint32_t slot, char *err, size_t err_size);
 
+/* ── transfers between GPUs ────────────────────────────────────────────────────────────────── */
+
+/* For transports, in builds with CUDA. Counters and bytes are device memory, this one's or mapped of a
+ * neighbour that shares no GPU with this process: the device waits in kernels. */
+struct kernels_push {
+    void *to;
+    const void *from;
+    size_t bytes;            /* a multiple of 4, as both addresses */
+    const uint32_t *offered; /* here; the copy begins when it has come to `value` (modulo 2³²) */
+    uint32_t *counter;       /* there; `value` is stored when the bytes are there */
+    uint32_t value;
+    uint32_t *ticket; /* here, zero; for this stream's pushes alone */
+};
+/* Queued on `stream`, a cudaStream_t. 0 or −1: could not be queued. */
+int kernels_cuda_push(const struct kernels_push *push, void *stream);
+/* The stream goes on when *counter has come to `value`. */
+int kernels_cuda_await(const uint32_t *counter, uint32_t value, void *stream);
+
 /* ── sampling ──────────────────────────────────────────────────────────────────────────────── */
 
 /* The stages' one rule of sampling, as every backend implements it (plain C, kernels/sample.c):

@@ -10,9 +10,11 @@
  *                                                  copies device to device
  *   in its stream: waits for mine ≥ i       ◀───   the receiver's `mine` = i
  *
- * The waits are the device's own (cuStreamWaitValue32): they take no multiprocessor. It works between
- * ranks that share a GPU too, but there transport ipc-host is quicker, unless MPS runs. A neighbour that died would hold the stream for ever: abort()
- * writes the counter itself. The sender never writes what was not offered.
+ * Between unlike GPUs a small transfer is one kernel on each side (kernels_cuda_push and _await). Else the
+ * waits are the device's own (cuStreamWaitValue32), which take no multiprocessor: ranks that share a GPU
+ * must not keep each other from it. There transport ipc-host is quicker, unless MPS runs. A neighbour that
+ * died would hold the stream for ever: abort() writes the counter itself. The sender never writes what
+ * was not offered.
  */
 #include <cuda.h>
 #include <stdio.h>
@@ -20,17 +22,21 @@
 #include <string.h>
 
 #include "base/base.h"
+#include "kernels/kernels.h"
 #include "worker/transport_open.h"
 #include "worker/transport_stream.h"
 
 #define BUFFERS_MAX   256       /* the receiver's lanes */
 #define COUNTER_BYTES (2 << 20) /* smaller allocations share their pages with others */
+#define PUSH_MOST     (2 << 20) /* bytes that a kernel copies; a copy engine is quicker with more */
+#define TICKETS_AT    64        /* words: of the stage's stream, then of the one beside it */
 
 /* What the ends tell each other. Of the buffers the receiver tells. */
 struct hello {
     cudaIpcMemHandle_t counter;
     uint64_t room; /* of each buffer */
     uint32_t n_buffers;
+    char gpu[64];
     struct {
         cudaIpcMemHandle_t handle;
         uint64_t base, offset; /* the allocation, as the receiver knows it, and the buffer in it */
@@ -44,6 +50,7 @@ struct ipc_edge {
     uint32_t *other;  /* the other end's, mapped */
     uint32_t posted;  /* the last transfer */
     bool lost;        /* aborted: the counters say nothing any more */
+    bool by_kernel;   /* the ends are unlike GPUs */
     uint64_t room;
     uint32_t n_buffers, n_mappings;
     char *buffers[BUFFERS_MAX]; /* sender: the receiver's, mapped; receiver: its own */
@@ -100,6 +107,14 @@ static int queue_wait(struct ipc_edge *e, cudaStream_t stream, uint32_t value, c
     CUresult code =
         driver.wait(stream, (CUdeviceptr)(uintptr_t)e->mine, value, CU_STREAM_WAIT_VALUE_GEQ);
     return code ? queue_failed(e, "a wait", code, err, err_size) : 0;
+}
+
+static int await_by_kernel(struct ipc_edge *e, cudaStream_t stream, uint32_t value, char *err,
+                           size_t err_size)
+{
+    return kernels_cuda_await(e->mine, value, stream)
+               ? queue_failed(e, "a wait", CUDA_ERROR_LAUNCH_FAILED, err, err_size)
+               : 0;
 }
 
 static int queue_write(struct ipc_edge *e, cudaStream_t stream, uint32_t *counter, uint32_t value,
@@ -234,9 +249,12 @@ static int ipc_open(struct transport_edge **out, const struct transport_options 
         stream_edge_failed(edge, "make a counter", code, err, err_size);
         goto fail;
     }
+    snprintf(ours->gpu, sizeof ours->gpu, "%s", options->device_uuid ? options->device_uuid : "");
     if (share(e, ours, err, err_size) ||
         transport_meet(edge, ours, theirs, sizeof *ours, err, err_size))
         goto fail;
+    theirs->gpu[sizeof theirs->gpu - 1] = 0;
+    e->by_kernel = *ours->gpu && *theirs->gpu && strcmp(ours->gpu, theirs->gpu) != 0;
     void *other;
     if (map_handle(e, theirs->counter, &other, err, err_size))
         goto fail;
@@ -294,7 +312,8 @@ static int ipc_post_receive(struct transport_edge *edge, struct transport_transf
     uint32_t i = e->posted + 1;
     if (stream_edge_enter(&e->s, transfer, &stream, err, err_size) ||
         queue_write(e, e->now, e->other, i, err, err_size) ||
-        queue_wait(e, stream, i, err, err_size) ||
+        (e->by_kernel ? await_by_kernel(e, stream, i, err, err_size)
+                      : queue_wait(e, stream, i, err, err_size)) ||
         stream_edge_leave(&e->s, transfer, stream, bytes, err, err_size))
         return -1;
     e->posted = i;
@@ -309,12 +328,29 @@ static int ipc_post_send(struct transport_edge *edge, struct transport_transfer 
     if (refuse(e, transfer, bytes, err, err_size))
         return -1;
     uint32_t i = e->posted + 1;
-    if (stream_edge_enter(&e->s, transfer, &stream, err, err_size) ||
-        queue_wait(e, stream, i, err, err_size))
+    char *to = e->buffers[transfer->buffer];
+    if (stream_edge_enter(&e->s, transfer, &stream, err, err_size))
         return -1;
-    cudaError_t code = bytes ? cudaMemcpyAsync(e->buffers[transfer->buffer], address, bytes,
-                                               cudaMemcpyDeviceToDevice, stream)
-                             : cudaSuccess;
+    if (e->by_kernel && bytes && bytes <= PUSH_MOST &&
+        ((uintptr_t)to | (uintptr_t)address | bytes) % 4 == 0) {
+        struct kernels_push push = {.to = to,
+                                    .from = address,
+                                    .bytes = bytes,
+                                    .offered = e->mine,
+                                    .counter = e->other,
+                                    .value = i,
+                                    .ticket = e->mine + TICKETS_AT + transfer->beside};
+        if (kernels_cuda_push(&push, stream))
+            return queue_failed(e, "a copy", CUDA_ERROR_LAUNCH_FAILED, err, err_size);
+        if (stream_edge_leave(&e->s, transfer, stream, bytes, err, err_size))
+            return -1;
+        e->posted = i;
+        return 0;
+    }
+    if (queue_wait(e, stream, i, err, err_size))
+        return -1;
+    cudaError_t code =
+        bytes ? cudaMemcpyAsync(to, address, bytes, cudaMemcpyDeviceToDevice, stream) : cudaSuccess;
     if (code != cudaSuccess)
         return stream_edge_failed(edge, "copy to the neighbour", code, err, err_size);
     if (queue_write(e, stream, e->other, i, err, err_size) ||
