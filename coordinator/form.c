@@ -29,6 +29,7 @@
 #define CHUNKS_MAX  64 /* that prompts are cut into, to fill the pipeline, … */
 #define CHUNK_FILL  64 /* … none of them smaller than this */
 #define LATE_MAX    0.2
+#define LATE_PART   0.3 /* of the model's error: the rest is in both stages, or makes up for itself */
 #define GROUPS_GAIN 0.99 /* another number of groups must be better by this */
 
 /* ── decode rows ───────────────────────────────────────────────────────────────────────────── */
@@ -66,9 +67,9 @@ static double row_weight(const struct coordinator *c, const struct request *r)
 }
 
 /* The seconds of a round, in which every decoding sequence gets one token. With as many groups as stages
- * a step cannot begin before that of its group has left the last stage, so a stage that is late (by the
- * model's error, on the mean) makes the others wait. With more groups something is always queued, but
- * weights are read once more. */
+ * a step cannot begin before that of its group has left the last stage, so a stage that is late (by a
+ * part of the model's error, on the mean) makes the others wait. With more groups something is always
+ * queued, but weights are read once more. */
 static double round_seconds(const struct coordinator *c, const struct cost_work *all,
                             uint32_t groups)
 {
@@ -84,7 +85,7 @@ static double round_seconds(const struct coordinator *c, const struct cost_work 
     double late = 0;
     for (uint32_t s = 0; s < stages && groups == stages; s++)
         late = fmax(late, c->costs[s].error);
-    return groups * cost_slowest(c->costs, stages, &work) * (1 + fmin(late, LATE_MAX));
+    return groups * cost_slowest(c->costs, stages, &work) * (1 + LATE_PART * fmin(late, LATE_MAX));
 }
 
 static uint32_t choose_groups(struct coordinator *c, const struct cost_work *all, uint32_t n)

@@ -482,9 +482,16 @@ int worker_stage_progress(struct worker_stage *stage, char *err, size_t err_size
         turn.moved = true;
     if (got < 0)
         return -1;
-    for (uint64_t step = stage->oldest; step <= stage->accepted; step++)
-        if (advance(stage, stage_lane(stage, step), &turn, err, err_size))
+    for (uint64_t step = stage->oldest; step <= stage->accepted; step++) {
+        struct lane *lane = stage_lane(stage, step);
+        bool running = lane->state == LANE_RUNNING;
+        if (advance(stage, lane, &turn, err, err_size))
             return -1;
+        /* The next tokens hang on the head, so it is queued before the layers of the steps behind. */
+        if (running && lane->state == LANE_HEAD && lane->head_left &&
+            head_progress(stage, &turn.moved, err, err_size))
+            return -1;
+    }
     if (head_progress(stage, &turn.moved, err, err_size))
         return -1;
     while (stage->oldest <= stage->accepted && stage_lane(stage, stage->oldest)->state == LANE_FREE)

@@ -159,9 +159,19 @@ void host_head(struct kernels_stage *base, uint32_t slot, uint32_t lane,
     host_stream_put_job(stage, slot, HOST_HEAD);
 }
 
+/* The next tokens wait for it. Without whole rows it takes microseconds and needs nothing of the
+ * stream's, so it does not wait until the layers under way let it pass. */
 void host_merge(struct kernels_stage *base, uint32_t slot)
 {
-    host_stream_put_job((struct host_stage *)base, slot, HOST_MERGE);
+    struct host_stage *stage = (struct host_stage *)base;
+    struct merging m = {.stage = stage, .job = job_of(base, slot)};
+    for (uint32_t i = 0; i < m.job->n; i++)
+        if (m.job->whole[i]) {
+            host_stream_put_job(stage, slot, HOST_MERGE);
+            return;
+        }
+    for (uint32_t i = 0; i < m.job->n; i++)
+        merge_row(&m, i, 0);
 }
 
 int host_head_test(struct kernels_stage *base, uint32_t slot, char *err, size_t err_size)

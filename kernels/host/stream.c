@@ -11,6 +11,11 @@
  * within microseconds, and waking takes some too. */
 #define SPIN_NS 20000
 
+/* How long the last stage of a cut head waits, between a step that is sampled and the next, for the
+ * job of the head: the next tokens hang on it. The host needs some of that to send the rows to the
+ * other stages, and perhaps this very core. */
+#define HEAD_WAIT_NS 300000
+
 uint64_t host_clock_ns(void)
 {
     struct timespec now;
@@ -70,18 +75,22 @@ void host_stream_jobs(struct host_stage *stage)
     }
 }
 
-static void run_step(struct host_stage *stage, uint64_t begin)
+/* Whether a job of the head comes next. */
+static bool run_step(struct host_stage *stage, uint64_t begin)
 {
     struct host_queue *queue = &stage->steps;
     uint64_t at = atomic_load(&queue->taken);
     struct host_lane *lane = &stage->lanes[queue->entries[at % queue->size].at];
-    if (queue->entries[at % queue->size].work == HOST_RING)
+    enum host_work work = queue->entries[at % queue->size].work;
+    bool sampled = work == HOST_STEP && stage->base.cut && lane->step.n_samples;
+    if (work == HOST_RING)
         ring(stage, lane);
     else if (host_step_run(stage, lane))
         atomic_store(&lane->failed, true);
     count_busy(stage, begin);
     atomic_store(&queue->taken, at + 1);
     atomic_fetch_sub(&lane->pending, 1);
+    return sampled;
 }
 
 /* Waits for work; false: the stage is being destroyed and the queue is empty. */
@@ -101,16 +110,37 @@ static bool wait_for_work(struct host_stage *stage)
     return !is_empty(stage);
 }
 
+static void wait_for_head(struct host_stage *stage)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_nsec += HEAD_WAIT_NS;
+    if (until.tv_nsec >= 1000000000) {
+        until.tv_nsec -= 1000000000;
+        until.tv_sec++;
+    }
+    int status = 0;
+    pthread_mutex_lock(&stage->mutex);
+    atomic_store(&stage->asleep, true);
+    while (!has_work(&stage->heads) && !atomic_load(&stage->quit) && status == 0)
+        status = pthread_cond_timedwait(&stage->wake, &stage->mutex, &until);
+    atomic_store(&stage->asleep, false);
+    pthread_mutex_unlock(&stage->mutex);
+}
+
 static void *stream_main(void *arg)
 {
     struct host_stage *stage = arg;
     while (wait_for_work(stage)) {
         uint64_t begin = host_clock_ns();
+        bool head_follows = false;
         if (has_work(&stage->heads))
             run_job(stage, begin);
         else
-            run_step(stage, begin);
+            head_follows = run_step(stage, begin);
         tell(stage);
+        if (head_follows && has_work(&stage->steps))
+            wait_for_head(stage);
     }
     return NULL;
 }
@@ -145,7 +175,13 @@ void host_stream_put_job(struct host_stage *stage, uint32_t slot, enum host_work
 
 int host_stream_start(struct host_stage *stage, char *err, size_t err_size)
 {
-    if (pthread_mutex_init(&stage->mutex, NULL) || pthread_cond_init(&stage->wake, NULL)) {
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    int status =
+        pthread_mutex_init(&stage->mutex, NULL) || pthread_cond_init(&stage->wake, &monotonic);
+    pthread_condattr_destroy(&monotonic);
+    if (status) {
         snprintf(err, err_size, "cannot make the stage's lock");
         return -1;
     }
