@@ -90,7 +90,7 @@ struct kernels_stage_options {
     uint32_t context;       /* positions of one sequence */
     uint32_t lanes;
     uint32_t step_rows, step_tokens, step_samples; /* bounds of one step */
-    bool in_place;    /* of fast products: weights are repacked for each of them, not copied once */
+    bool in_place;    /* weights are repacked for each product, not copied once */
     bool keep_logits; /* tests: kernels_stage_logits() is valid */
     /* Tests: [layer_count, context, active experts], of the one slot: what the router chooses at each
      * position. The reference and the CPU backend write it, CUDA reads it when the stage is made and

@@ -54,7 +54,7 @@ struct plan_options {
     uint32_t kv_tokens;        /* positions of all sequences together, at most; 0: no bound */
     uint32_t step_tokens;      /* 0: 512 */
     uint32_t vocabulary_limit; /* 0: the model's rows */
-    bool fast;                 /* CPU ranks hold matrices repacked for int8 activations */
+    bool fast;                 /* CPU ranks hold int8 activations, not float ones */
 };
 
 struct plan_stage {

@@ -101,8 +101,8 @@ static uint64_t held_bytes(const struct gguf_tensor *tensor, uint64_t rows, uint
     }
 }
 
-/* Bytes of `rows` rows in a CPU's memory with int8 activations (kernels/cpu/pack.h): for 16 rows and 32
- * columns the codes in 4 or 8 bits, scales and minima; 0: the type stays as it is. */
+/* Bytes of `rows` rows in a CPU's memory (kernels/cpu/pack.h): for 16 rows and 32 columns the codes in
+ * 4 or 8 bits, scales and minima; 0: the type stays as it is. */
 static uint64_t packed_bytes(const struct gguf_tensor *tensor, uint64_t rows)
 {
     uint64_t group;
@@ -154,7 +154,7 @@ static uint64_t layer_extra_bytes(const struct gguf_layer *layer)
     return extra;
 }
 
-static uint64_t weights_bytes(const struct gguf_model *model, bool first, bool in_place, bool fast,
+static uint64_t weights_bytes(const struct gguf_model *model, bool first, bool in_place,
                               const struct plan_stage *stage)
 {
     uint64_t bytes = 0;
@@ -166,12 +166,12 @@ static uint64_t weights_bytes(const struct gguf_model *model, bool first, bool i
         bytes = stage_add(bytes, layer->bytes);
         if (!in_place)
             bytes = stage_add(bytes, layer_extra_bytes(layer));
-        else if (fast)
+        else
             bytes += layer_packed_extra(layer);
     }
     if (stage->head_count > 0) {
         bytes = stage_add(bytes, model->output_norm->bytes);
-        uint64_t packed = fast ? packed_bytes(model->output, stage->head_count) : 0;
+        uint64_t packed = packed_bytes(model->output, stage->head_count);
         if (!in_place)
             bytes = stage_add(bytes, held_bytes(model->output, stage->head_count, 2));
         else if (packed > 0) /* beside an embedding that it is tied to */
@@ -218,7 +218,7 @@ static uint64_t head_bytes(const struct gguf_model *model, const struct plan *pl
  *            [hidden]; for each thread panels of a matrix; where the head is, logits of some rows,
  *            on the last stage for each thread the sorting of one, and jobs of a cut head */
 static uint64_t activation_bytes(const struct gguf_model *model, const struct plan *plan,
-                                 uint32_t s, const struct plan_stage *stage)
+                                 uint32_t s, bool wide, const struct plan_stage *stage)
 {
     bool first = s == 0, last = s + 1 == plan->n_stages;
     uint64_t hidden = model->hidden, q = (uint64_t)model->heads * model->head_dim;
@@ -244,8 +244,9 @@ static uint64_t activation_bytes(const struct gguf_model *model, const struct pl
     uint64_t widest = hidden > q ? hidden : q;
     if (model->expert_ffn > widest)
         widest = model->expert_ffn;
-    /* Where products take int8 activations, these: 48 bytes for 32 columns. */
-    token = stage_add(token, (widest + model->active * (uint64_t)model->expert_ffn) / 8 * 3 +
+    /* As integers, for 32 columns 48 bytes (int8 activations), or 152 (wide). */
+    token = stage_add(token, (widest + model->active * (uint64_t)model->expert_ffn) / 32 *
+                                     (wide ? 38 : 12) +
                                  (1 + model->active) * PADDING);
     uint64_t thread = stage_add(stage_multiply(widest, 4 * PANEL_ROWS), THREAD_BYTES);
     uint64_t scratch = stage_multiply(plan->step_tokens, stage_multiply(token, 4));
@@ -288,8 +289,9 @@ void stage_fill(const struct draft *draft, uint32_t s, struct plan_stage *stage)
     stage->token_bytes += extra_token_bytes(model, s == 0, stage);
     const struct plan_rank *ranks = draft->options->ranks;
     bool in_place = !ranks || ranks[s].weights_in_place;
-    stage->weights_bytes = weights_bytes(model, s == 0, in_place, draft->options->fast, stage);
-    stage->activation_bytes = in_place ? activation_bytes(model, plan, s, stage)
-                                       : gpu_activation_bytes(model, plan, s, stage);
+    stage->weights_bytes = weights_bytes(model, s == 0, in_place, stage);
+    stage->activation_bytes = in_place
+                                  ? activation_bytes(model, plan, s, !draft->options->fast, stage)
+                                  : gpu_activation_bytes(model, plan, s, stage);
     stage->memory_bytes = draft->share[s];
 }

@@ -258,6 +258,87 @@ static void multiplies_small_integers_exactly(void **state)
     }
 }
 
+/* ── float activations, as integers of 30 bits ─────────────────────────────────────────────── */
+
+/* Values of one block far apart: of each what lies 2⁻²⁸ below the largest may be lost, no more. */
+static void keeps_small_values_beside_large_ones(void **state)
+{
+    (void)state;
+    enum { ROWS = 19, COLUMNS = 512, N = 10 };
+    static const enum gguf_type types[] = {GGUF_MXFP4, GGUF_Q8_0, GGUF_Q5_1, GGUF_Q4_K, GGUF_Q6_K};
+    uint64_t seed = 41;
+    for (size_t i = 0; i < CASES(types); i++) {
+        uint64_t row_bytes = gguf_row_bytes(types[i], COLUMNS);
+        unsigned char *weight = random_weights(&seed, types[i], ROWS, COLUMNS);
+        float *x = random_floats(&seed, N * COLUMNS, 1), got[N * ROWS], row[COLUMNS];
+        for (uint32_t j = 0; j < N * COLUMNS; j++) /* from 2⁻¹⁸ to 2⁹, and whole blocks of 2⁻⁹⁰ */
+            x[j] = ldexpf(x[j], (int)(test_random(&seed) % 28) - 18 - (j / 32 % 5 == 4 ? 90 : 0));
+        struct kernels_op_linear op = {.type = types[i],
+                                       .weight = weight,
+                                       .rows = ROWS,
+                                       .columns = COLUMNS,
+                                       .n = N,
+                                       .x = x,
+                                       .y = got};
+        for (size_t b = 0; b < n_backends; b++) {
+            char what[64];
+            snprintf(what, sizeof what, "%s %s", backends[b].isa, gguf_type_name(types[i]));
+            assert_int_equal(kernels_op_linear(backends[b].one, &op, NULL), 0);
+            for (uint32_t at = 0; at < N * ROWS; at++) {
+                const float *of_x = x + at / ROWS * COLUMNS;
+                double want = 0, size = 0, lost = 0;
+                gguf_to_float(types[i], weight + at % ROWS * row_bytes, row, COLUMNS);
+                for (uint32_t j = 0; j < COLUMNS; j += 32) {
+                    double most = 0, weights = 0;
+                    for (uint32_t k = j; k < j + 32; k++) {
+                        want += (double)row[k] * (double)of_x[k];
+                        size += fabs((double)row[k] * (double)of_x[k]);
+                        most = fmax(most, fabs((double)of_x[k]));
+                        weights += fabs((double)row[k]);
+                    }
+                    lost += most * weights;
+                }
+                double minima = lost * 0.01; /* K-quants multiply what they subtract apart */
+                double bound = (COLUMNS / 32.0 + 8) * EPSILON * (size + minima) + lost * 0x1p-28;
+                double got_double = (double)got[at];
+                if (fabs(got_double - want) > bound)
+                    fail_msg("%s: element %u is %.9g, not %.9g (bound %g)", what, at, got_double,
+                             want, bound);
+            }
+        }
+        free(weight);
+        free(x);
+    }
+}
+
+static void passes_on_what_is_no_number(void **state)
+{
+    (void)state;
+    enum { ROWS = 17, COLUMNS = 256, N = 3 };
+    uint64_t seed = 42;
+    const float bad[] = {NAN, INFINITY, -INFINITY};
+    for (size_t i = 0; i < 3 * 2; i++) {
+        enum gguf_type type = i < 3 ? GGUF_MXFP4 : GGUF_Q4_K;
+        void *weight = random_weights(&seed, type, ROWS, COLUMNS);
+        float *x = random_floats(&seed, N * COLUMNS, 1), got[N * ROWS];
+        x[COLUMNS + 77] = bad[i % 3];
+        struct kernels_op_linear op = {.type = type,
+                                       .weight = weight,
+                                       .rows = ROWS,
+                                       .columns = COLUMNS,
+                                       .n = N,
+                                       .x = x,
+                                       .y = got};
+        for (size_t b = 0; b < n_backends; b++) {
+            assert_int_equal(kernels_op_linear(backends[b].one, &op, NULL), 0);
+            for (uint32_t at = 0; at < N * ROWS; at++)
+                assert_int_equal(isfinite(got[at]) != 0, at / ROWS != 1);
+        }
+        free(weight);
+        free(x);
+    }
+}
+
 /* ── int8 activations ──────────────────────────────────────────────────────────────────────── */
 
 /* What the rule makes of a row: blocks of 32, the largest is 127. */
@@ -587,9 +668,11 @@ static void gives_the_same_bits_with_avx2_and_avx512(void **state)
     if (n_backends < 3)
         skip();
     uint64_t seed = 6;
-    enum { ROWS = 70, COLUMNS = 640, N = 9 };
-    for (int type = 0; type < 2; type++) {
-        enum gguf_type t = type ? GGUF_MXFP4 : GGUF_Q8_0;
+    enum { ROWS = 70, COLUMNS = 768, N = 9 };
+    static const enum gguf_type types[] = {GGUF_MXFP4, GGUF_Q8_0, GGUF_Q4_0, GGUF_Q4_1, GGUF_Q5_0,
+                                           GGUF_Q5_1,  GGUF_Q4_K, GGUF_Q5_K, GGUF_Q6_K, GGUF_BF16};
+    for (size_t type = 0; type < CASES(types); type++) {
+        enum gguf_type t = types[type];
         void *weight = random_weights(&seed, t, ROWS, COLUMNS);
         float *x = random_floats(&seed, N * COLUMNS, 1);
         float a[N * ROWS], b[N * ROWS];
@@ -634,6 +717,8 @@ int main(void)
         cmocka_unit_test(normalises_rows),
         cmocka_unit_test(multiplies_matrices_of_every_type),
         cmocka_unit_test(multiplies_small_integers_exactly),
+        cmocka_unit_test(keeps_small_values_beside_large_ones),
+        cmocka_unit_test(passes_on_what_is_no_number),
         cmocka_unit_test(multiplies_with_int8_activations),
         cmocka_unit_test(attends),
         cmocka_unit_test(gives_the_sink_its_share),

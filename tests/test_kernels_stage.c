@@ -221,9 +221,10 @@ static struct chain *whole(const struct gguf_model *model, const char *device, c
     return chain_create(model, &k, 1, &model->n_layers, options);
 }
 
-static struct chain *fast_whole(const struct gguf_model *model, uint32_t threads, bool in_place)
+static struct chain *packed_whole(const struct gguf_model *model, uint32_t threads, bool fast,
+                                  bool in_place)
 {
-    const struct kernels_options k = {.device = "cpu", .threads = threads, .fast = true};
+    const struct kernels_options k = {.device = "cpu", .threads = threads, .fast = fast};
     return chain_create(model, &k, 1, &model->n_layers,
                         (struct kernels_stage_options){.keep_logits = true, .in_place = in_place});
 }
@@ -307,15 +308,16 @@ static void gives_the_same_bits_however_it_is_cut(void **state)
 static void gives_the_same_bits_from_repacked_weights(void **state)
 {
     (void)state;
-    for (int m = 0; m < N_MODELS; m++) {
-        const struct gguf_model *model = models[m];
+    for (int m = 0; m < 2 * N_MODELS; m++) {
+        const struct gguf_model *model = models[m / 2];
+        bool fast = m % 2;
         int32_t tokens[TEXT];
         make_text(model, 11, tokens);
-        struct chain *c = fast_whole(model, 1, true);
+        struct chain *c = packed_whole(model, 1, fast, true);
         float *want = run_text(c, 0, tokens, TEXT, TEXT);
         chain_destroy(c);
         const uint32_t chunks[] = {1, 7, 64};
-        c = fast_whole(model, 3, false);
+        c = packed_whole(model, 3, fast, false);
         for (int i = 0; i < 3; i++) {
             float *got = run_text(c, 1, tokens, TEXT, chunks[i]);
             assert_same_logits("repacked", model, got, want, TEXT);
@@ -323,7 +325,7 @@ static void gives_the_same_bits_from_repacked_weights(void **state)
         }
         chain_destroy(c);
         const uint32_t ends[2] = {1, model->n_layers};
-        const struct kernels_options k = {.device = "cpu", .fast = true};
+        const struct kernels_options k = {.device = "cpu", .fast = fast};
         c = chain_create(model, &k, 2, ends, (struct kernels_stage_options){.keep_logits = true});
         float *got = run_text(c, 0, tokens, TEXT, 50);
         assert_same_logits("repacked on two stages", model, got, want, TEXT);
@@ -820,7 +822,8 @@ static void takes_what_the_footprint_says(void **state)
                                                   .lanes = 4,
                                                   .step_rows = 8,
                                                   .step_tokens = 1024,
-                                                  .step_samples = 64};
+                                                  .step_samples = 64,
+                                                  .in_place = true};
     struct kernels_footprint footprint;
     kernels_stage_footprint(k, model, &options, &footprint);
     /* Layers 0, 2, 4 slide; a position has 2 · 2 · 64 floats a layer. */

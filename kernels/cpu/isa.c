@@ -42,9 +42,14 @@ static void pack(const struct host_matrix *m, uint32_t first, uint32_t count, un
     }
 }
 
-static uint64_t quantised_bytes(uint32_t columns)
+static uint64_t packed_bytes(enum gguf_type type, uint32_t rows, uint32_t columns, bool fast)
 {
-    return quantised_stride(columns);
+    return fast || DOT_WIDE ? pack_bytes(type, rows, columns) : 0;
+}
+
+static uint64_t quantised_bytes(uint32_t columns, bool fast)
+{
+    return fast || DOT_WIDE ? quantised_stride(columns, !fast) : 0;
 }
 
 static uint64_t multiply_int8(void)
@@ -67,7 +72,7 @@ const struct host_table CPU_NAME(table) = {
     .multiply = multiply,
     .multiply_int8 = multiply_int8,
     .run = run,
-    .packed_bytes = pack_bytes,
+    .packed_bytes = packed_bytes,
     .pack = pack,
     .quantised_bytes = quantised_bytes,
 };

@@ -79,16 +79,27 @@ static inline uint64_t panel_bytes_floats(uint32_t columns)
     return ((uint64_t)columns * 20 + 63) / 64 * 16;
 }
 
-/* A product with int8 activations is worth waking a thread for when it has so many times the work of
- * one with floats that is: it takes a third of the time, and a thread that slept comes late. */
-#define FAST_AS 16
-
-static inline bool is_fast(const struct host_context *c, const struct host_matrix *m)
+/* A product of integers is worth waking a thread for when it has so many times the work of one with
+ * floats that is: it takes a third of the time (with int8 activations; half of it with float ones), and
+ * a thread that slept comes late. */
+static inline double work_as(const struct host_context *c, bool in_integers)
 {
-    return c->quantised && pack_has(m->type);
+    return !in_integers ? 1 : c->fast ? 16 : 8;
 }
 
-/* matmul.c. Makes n rows of x int8. */
+static inline bool in_integers(const struct host_context *c, const struct host_matrix *m)
+{
+    return c->quantised && (c->fast || DOT_WIDE) && pack_has(m->type);
+}
+
+static inline struct quantised quantised_rows(const struct host_context *c,
+                                              const unsigned char *base, uint32_t columns,
+                                              const uint32_t *index, uint32_t divide)
+{
+    return (struct quantised){base, quantised_stride(columns, !c->fast), !c->fast, index, divide};
+}
+
+/* matmul.c. Makes n rows of x integers. */
 #define rows_quantise CPU_NAME(rows_quantise)
 void rows_quantise(const struct host_context *c, const float *x, uint64_t x_stride, uint32_t n,
                    uint32_t columns, unsigned char *to);

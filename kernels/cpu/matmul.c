@@ -1,10 +1,12 @@
 /*
- * matmul: y[t, o] = x[t] · w[o] + bias[o], weights in the blocks of their file.
+ * matmul: y[t, o] = x[t] · w[o] + bias[o].
  *
- * One row of x (decode) reads each weight once, so what counts is how fast blocks become floats:
- * four rows of the matrix at a time, unpacked in registers and multiplied there (dot4). Many rows of
- * x (prefill) are bound by multiplications: PANEL_ROWS rows of the matrix are unpacked into the cache,
- * and tiles of TILE_ROWS_W rows of it by TILE_ROWS_X rows of x are summed in registers (tile).
+ * Types that pack.h knows are multiplied as integers (dot.h). Of the others, and of all in plain C,
+ * weights stay in the blocks of their file and become floats. One row of x (decode) reads each weight
+ * once, so what counts is how fast blocks become floats: four rows of the matrix at a time, unpacked in
+ * registers and multiplied there (dot4). Many rows of x (prefill) are bound by multiplications:
+ * PANEL_ROWS rows of the matrix are unpacked into the cache, and tiles of TILE_ROWS_W rows of it by
+ * TILE_ROWS_X rows of x are summed in registers (tile).
  */
 #include "kernels/cpu/local.h"
 #include "kernels/cpu/unpack.h"
@@ -229,12 +231,13 @@ void panel_multiply(const struct panel *p, const struct rows *x, uint32_t from, 
     }
 }
 
-/* ── products with int8 activations ────────────────────────────────────────────────────────── */
+/* ── products of integers ──────────────────────────────────────────────────────────────────── */
 
 struct quantising {
     const float *x;
     uint64_t x_stride;
     uint32_t n, columns;
+    bool fast;
     unsigned char *to;
 };
 
@@ -246,15 +249,16 @@ static void quantise_task(void *arg, uint32_t task, uint32_t thread)
     const struct quantising *q = arg;
     uint32_t begin = task * QUANTISE_ROWS;
     uint32_t end = q->n - begin > QUANTISE_ROWS ? begin + QUANTISE_ROWS : q->n;
+    uint64_t stride = quantised_stride(q->columns, !q->fast);
     for (uint32_t t = begin; t < end; t++)
-        dot_of()->quantise(q->x + t * q->x_stride, q->columns,
-                           q->to + t * quantised_stride(q->columns));
+        (q->fast ? dot_of()->quantise : dot_of()->widen)(q->x + t * q->x_stride, q->columns,
+                                                         q->to + t * stride);
 }
 
 void rows_quantise(const struct host_context *c, const float *x, uint64_t x_stride, uint32_t n,
                    uint32_t columns, unsigned char *to)
 {
-    struct quantising q = {x, x_stride, n, columns, to};
+    struct quantising q = {x, x_stride, n, columns, c->fast, to};
     pool_run(cpu_pool_for(c, 2.0 * n * columns), (n + QUANTISE_ROWS - 1) / QUANTISE_ROWS,
              quantise_task, &q);
 }
@@ -300,7 +304,7 @@ static void multiply_bytes(const struct linear *l, const struct host_product *p,
                            uint32_t count, uint32_t begin, uint32_t end, float *scratch)
 {
     const struct host_matrix *m = &p->matrix;
-    const struct quantised x = {l->c->quantised, quantised_stride(m->columns), NULL, 1};
+    const struct quantised x = quantised_rows(l->c, l->c->quantised, m->columns, NULL, 1);
     const unsigned char *panels[GROUP_PANELS];
     uint64_t floats = panel_bytes_floats(m->columns);
     float *out = scratch + GROUP_PANELS * floats;
@@ -336,7 +340,7 @@ static void linear_task(void *arg, uint32_t task, uint32_t thread)
     float *scratch = (float *)(void *)(l->c->scratch + thread * l->c->scratch_bytes);
     uint32_t first = index * l->group, left = panels_of(&p->matrix) - first;
     uint32_t count = left < l->group ? left : l->group;
-    if (is_fast(l->c, &p->matrix))
+    if (in_integers(l->c, &p->matrix))
         multiply_bytes(l, p, first, count, begin, end, scratch);
     else
         for (uint32_t i = 0; i < count; i++)
@@ -353,7 +357,7 @@ void op_linear(const struct host_context *c, const struct host_product *products
     for (uint32_t i = 0; i < n_products; i++) {
         panels += panels_of(&products[i].matrix);
         work += (double)products[i].matrix.rows * products[i].matrix.columns * n;
-        quantise = quantise || is_fast(c, &products[i].matrix);
+        quantise = quantise || in_integers(c, &products[i].matrix);
     }
     if (quantise)
         rows_quantise(c, x, x_stride, n, products[0].matrix.columns, c->quantised);
@@ -364,6 +368,6 @@ void op_linear(const struct host_context *c, const struct host_product *products
     l.group = group_of(c, panels, n);
     for (uint32_t i = 0; i < n_products; i++)
         tasks += tasks_of(&l, &products[i].matrix);
-    pool_run(cpu_pool_for(c, quantise ? work / FAST_AS : work),
-             tasks * ((n + l.split - 1) / l.split), linear_task, &l);
+    pool_run(cpu_pool_for(c, work / work_as(c, quantise)), tasks * ((n + l.split - 1) / l.split),
+             linear_task, &l);
 }

@@ -86,7 +86,7 @@ static uint32_t rows_in(const struct host_matrix *m, uint32_t first)
 struct unit_side {
     const struct moe *moe;
     struct host_matrix matrix;
-    bool fast;
+    bool integers;
     struct rows x;
     struct quantised q;
     struct panel panels[UNIT_PANELS];
@@ -97,7 +97,7 @@ struct unit_side {
 static void side_open(struct unit_side *s, uint32_t first, uint32_t count, uint32_t n_pairs)
 {
     for (uint32_t i = 0; i < count; i++)
-        if (s->fast)
+        if (s->integers)
             s->bytes[i] = packed_panel(
                 &s->matrix, first + i,
                 (unsigned char *)(s->scratch + i * panel_bytes_floats(s->matrix.columns)));
@@ -109,7 +109,7 @@ static void side_multiply(struct unit_side *s, uint32_t count, uint32_t from, ui
                           float *out)
 {
     for (uint32_t i = 0; i < count; i++, out += CHUNK_ROWS_X * PANEL_ROWS)
-        if (s->fast)
+        if (s->integers)
             dot_of()->multiply(s->matrix.type, s->bytes[i], s->matrix.columns, &s->q, from, n, out);
         else
             panel_multiply(&s->panels[i], &s->x, from, n, out);
@@ -124,20 +124,20 @@ static void unit_task(void *arg, uint32_t task, uint32_t thread)
     float *a = scratch + 2 * panel_floats(m->gate.columns);
     float *b = a + UNIT_PANELS * (uint64_t)CHUNK_ROWS_X * PANEL_ROWS;
     const struct rows x = {m->h, m->h_stride, p.pairs, m->active};
-    const struct quantised q = {moe->c->quantised, quantised_stride(m->gate.columns), p.pairs,
-                                m->active};
+    const struct quantised q =
+        quantised_rows(moe->c, moe->c->quantised, m->gate.columns, p.pairs, m->active);
     struct unit_side gate = {
-        moe, expert(&m->gate, p.e), is_fast(moe->c, &m->gate), x, q, {{0}}, {0}, scratch};
+        moe, expert(&m->gate, p.e), in_integers(moe->c, &m->gate), x, q, {{0}}, {0}, scratch};
     struct unit_side up = {moe,
                            expert(&m->up, p.e),
-                           is_fast(moe->c, &m->up),
+                           in_integers(moe->c, &m->up),
                            x,
                            q,
                            {{0}},
                            {0},
                            scratch + panel_floats(m->gate.columns)};
     /* Unpacked to floats there is room for one panel of each. */
-    uint32_t most = gate.fast && up.fast ? UNIT_PANELS : 1;
+    uint32_t most = gate.integers && up.integers ? UNIT_PANELS : 1;
     for (uint32_t i = p.first; i < p.first + p.count; i += most) {
         uint32_t left = p.first + p.count - i, count = left < most ? left : most;
         side_open(&gate, i, count, p.n_pairs);
@@ -163,22 +163,22 @@ static void down_task(void *arg, uint32_t task, uint32_t thread)
     float *scratch = (float *)(void *)(moe->c->scratch + thread * moe->c->scratch_bytes);
     float *out = scratch + panel_floats(m->down.columns);
     struct host_matrix down = expert(&m->down, p.e);
-    bool fast = is_fast(moe->c, &down);
+    bool integers = in_integers(moe->c, &down);
     const struct rows x = {m->unit, host_padded(m->gate.rows), p.pairs, 1};
-    const struct quantised q = {moe->c->quantised_units, quantised_stride(down.columns), p.pairs,
-                                1};
+    const struct quantised q =
+        quantised_rows(moe->c, moe->c->quantised_units, down.columns, p.pairs, 1);
     for (uint32_t i = p.first; i < p.first + p.count; i++) {
         uint32_t first = i * PANEL_ROWS, count = rows_in(&down, first);
         v16 bias = v_load_part(down.bias + first, count);
         struct panel panel;
         const unsigned char *bytes = NULL;
-        if (fast)
+        if (integers)
             bytes = packed_panel(&down, i, (unsigned char *)scratch);
         else
             panel_open(&panel, &down, first, p.n_pairs, scratch);
         for (uint32_t done = 0; done < p.n_pairs; done += CHUNK_ROWS_X) {
             uint32_t n = p.n_pairs - done < CHUNK_ROWS_X ? p.n_pairs - done : CHUNK_ROWS_X;
-            if (fast)
+            if (integers)
                 dot_of()->multiply(down.type, bytes, down.columns, &q, done, n, out);
             else
                 panel_multiply(&panel, &x, done, n, out);
@@ -215,12 +215,12 @@ static void add_task(void *arg, uint32_t task, uint32_t thread)
 void op_moe(const struct host_context *c, const struct host_moe *m)
 {
     struct moe moe = {c, m, host_moe_sort(m)};
-    bool fast = is_fast(c, &m->gate) || is_fast(c, &m->up);
-    double work = (double)m->n * m->active * m->gate.rows * m->gate.columns / (fast ? FAST_AS : 1);
-    if (fast)
+    bool integers = in_integers(c, &m->gate) || in_integers(c, &m->up);
+    double work = (double)m->n * m->active * m->gate.rows * m->gate.columns / work_as(c, integers);
+    if (integers)
         rows_quantise(c, m->h, m->h_stride, m->n, m->gate.columns, c->quantised);
     pool_run(cpu_pool_for(c, 2 * work), parts_of(&moe, &m->gate), unit_task, &moe);
-    if (is_fast(c, &m->down))
+    if (in_integers(c, &m->down))
         rows_quantise(c, m->unit, host_padded(m->gate.rows), m->n * m->active, m->down.columns,
                       c->quantised_units);
     pool_run(cpu_pool_for(c, work), parts_of(&moe, &m->down), down_task, &moe);

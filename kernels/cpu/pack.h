@@ -1,5 +1,5 @@
 /*
- * pack: weights in the layout of products with int8 activations. Private to kernels/.
+ * pack: weights in the layout of products of integers. Private to kernels/.
  *
  * A panel is PACK_ROWS rows of a matrix; for each 32 columns it holds a group:
  *     scales of the rows (as in the file; those of K-quants as floats), then minima where there are
@@ -15,7 +15,7 @@
 
 #define PACK_ROWS 16
 
-/* Every type that there are products with int8 activations for. */
+/* Every type that there are products of integers for. */
 /* clang-format off */
 #define PACK_TYPES(DO)                                                  \
     DO(GGUF_MXFP4) DO(GGUF_Q8_0) DO(GGUF_Q4_0) DO(GGUF_Q4_1)            \

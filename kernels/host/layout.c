@@ -121,12 +121,14 @@ static void lay_out_activations(struct arena *a, struct host_stage *stage)
     stage->context.scratch_bytes =
         stage->table->scratch_bytes(columns, m->heads / m->kv_heads, m->head_dim);
     stage->context.scratch = TAKE(a, unsigned char, stage->threads, stage->context.scratch_bytes);
-    if (!stage->fast)
+    stage->context.fast = stage->fast;
+    if (!stage->table->quantised_bytes)
         return;
     uint64_t rows = tokens > HOST_HEAD_ROWS ? tokens : HOST_HEAD_ROWS;
-    stage->context.quantised = TAKE(a, unsigned char, rows, stage->table->quantised_bytes(columns));
+    stage->context.quantised =
+        TAKE(a, unsigned char, rows, stage->table->quantised_bytes(columns, stage->fast));
     stage->context.quantised_units =
-        TAKE(a, unsigned char, pairs, stage->table->quantised_bytes(m->expert_ffn));
+        TAKE(a, unsigned char, pairs, stage->table->quantised_bytes(m->expert_ffn, stage->fast));
 }
 
 static void lay_out_tables(struct arena *a, struct host_stage *stage)

@@ -33,15 +33,16 @@ static int open_context(const struct kernels *k, uint32_t columns, uint32_t grou
     return pool_create(&context->pool, device->threads, err, sizeof err);
 }
 
-/* For products with int8 activations: of `rows` rows of x, and of `pairs` units of experts. */
+/* For products of integers: of `rows` rows of x, and of `pairs` units of experts. */
 static int open_quantised(const struct kernels *k, uint64_t rows, uint32_t columns, uint64_t pairs,
                           uint32_t units, struct host_context *context)
 {
     const struct host_device *device = (const struct host_device *)k;
-    if (!device->fast)
+    context->fast = device->fast;
+    if (!device->table->quantised_bytes)
         return 0;
-    context->quantised = zeroed(rows, device->table->quantised_bytes(columns));
-    context->quantised_units = zeroed(pairs, device->table->quantised_bytes(units));
+    context->quantised = zeroed(rows, device->table->quantised_bytes(columns, device->fast));
+    context->quantised_units = zeroed(pairs, device->table->quantised_bytes(units, device->fast));
     return context->quantised && context->quantised_units ? 0 : -1;
 }
 
@@ -107,13 +108,28 @@ static struct host_matrix matrix_of(enum gguf_type type, const void *data, const
                                 .bias = bias};
 }
 
+/* As a stage holds them: `n` matrices that follow each other, packed. NULL: the type is not, or there is
+ * no memory. */
+static unsigned char *packed_copy(const struct kernels *k, const struct host_matrix *m, uint64_t n)
+{
+    const struct host_table *table = table_of(k);
+    bool fast = ((const struct host_device *)k)->fast;
+    uint64_t bytes =
+        table->packed_bytes ? table->packed_bytes(m->type, m->rows, m->columns, fast) : 0;
+    unsigned char *packed = bytes ? zeroed(n, bytes) : NULL;
+    struct host_matrix one = *m;
+    for (uint64_t i = 0; packed && i < n; i++, one.data += m->rows * m->row_bytes)
+        table->pack(&one, 0, one.rows, packed + i * bytes);
+    return packed;
+}
+
 int host_op_linear(struct kernels *k, const struct kernels_op_linear *op, double *seconds)
 {
     struct host_context context;
     uint32_t repeat = op->repeat && !op->add ? op->repeat : 1, copies = op->copies ? op->copies : 1;
     float *x = padded_copy(op->x, op->n, op->columns);
     uint64_t bytes = gguf_row_bytes(op->type, op->columns) * op->rows;
-    unsigned char *more = copies > 1 ? zeroed(copies, bytes) : NULL;
+    unsigned char *more = copies > 1 ? zeroed(copies, bytes) : NULL, *packed = NULL;
     int status = open_context(k, op->columns, 1, 16, &context);
     if (!status)
         status = open_quantised(k, op->n, op->columns, 0, 0, &context);
@@ -128,18 +144,30 @@ int host_op_linear(struct kernels *k, const struct kernels_op_linear *op, double
             .stride = op->rows,
             .add = op->add,
         };
+        if (repeat > 1 && more) {
+            product.matrix.data = more;
+            packed = packed_copy(k, &product.matrix, copies);
+        } else if (repeat > 1) {
+            packed = packed_copy(k, &product.matrix, 1);
+        }
+        product.matrix.packed = packed;
+        uint64_t packed_bytes =
+            packed ? table_of(k)->packed_bytes(op->type, op->rows, op->columns, context.fast) : 0;
         if (repeat > 1) /* threads are woken, pages are there */
             table_of(k)->linear(&context, &product, 1, x, host_padded(op->columns), op->n);
         uint64_t begin = host_clock_ns();
         for (uint32_t r = 0; r < repeat; r++) {
             if (more)
                 product.matrix.data = more + r % copies * bytes;
+            if (packed)
+                product.matrix.packed = packed + r % copies * packed_bytes;
             table_of(k)->linear(&context, &product, 1, x, host_padded(op->columns), op->n);
         }
         report(seconds, begin, repeat);
     }
     close_context(&context);
     free(more);
+    free(packed);
     free(x);
     return status;
 }
@@ -236,6 +264,7 @@ int host_op_moe(struct kernels *k, const struct kernels_op_moe *op, double *seco
     float *part = zeroed(pairs * op->hidden, sizeof *part);
     uint32_t *order = zeroed(pairs, sizeof *order);
     uint32_t *begins = zeroed(2 * (uint64_t)op->experts + 1, sizeof *begins);
+    unsigned char *packed[3] = {NULL, NULL, NULL};
     uint32_t columns = op->hidden > op->expert_ffn ? op->hidden : op->expert_ffn;
     int status = open_context(k, columns, 1, 16, &context);
     if (!status)
@@ -270,6 +299,11 @@ int host_op_moe(struct kernels *k, const struct kernels_op_moe *op, double *seco
         .begin = begins,
         .used = begins + op->experts + 1,
     };
+    for (uint32_t i = 0; repeat > 1 && i < 3; i++) {
+        struct host_matrix *m = (struct host_matrix *[]){&moe.gate, &moe.up, &moe.down}[i];
+        packed[i] = packed_copy(k, m, op->experts);
+        m->packed = packed[i];
+    }
     uint64_t begin = host_clock_ns();
     for (uint32_t r = 0; r < repeat; r++) {
         moe.h = h + r % inputs * op->n * stride;
@@ -293,6 +327,8 @@ done:
     free(part);
     free(order);
     free(begins);
+    for (int i = 0; i < 3; i++)
+        free(packed[i]);
     return status;
 }
 

@@ -6,7 +6,7 @@
 #include "kernels/cpu/pool.h"
 
 /*
- * Weights in the layout of products with int8 activations: a copy in memory of our own, in huge pages,
+ * Weights in the layout of products of integers: a copy in memory of our own, in huge pages,
  * which then stands for the file's pages. It is made tensor by tensor, as long as there is room; what
  * stays in the mapping is repacked for each product, with the same results.
  */
@@ -24,11 +24,11 @@ static uint64_t matrices_of(const struct gguf_tensor *tensor)
 uint64_t host_packed_bytes(const struct host_stage *stage, const struct gguf_tensor *tensor)
 {
     uint64_t bytes;
-    if (!stage->fast || stage->base.options.in_place || tensor->ne[0] > UINT32_MAX ||
+    if (!stage->table->packed_bytes || stage->base.options.in_place || tensor->ne[0] > UINT32_MAX ||
         tensor->ne[1] > UINT32_MAX)
         return 0;
-    bytes =
-        stage->table->packed_bytes(tensor->type, (uint32_t)tensor->ne[1], (uint32_t)tensor->ne[0]);
+    bytes = stage->table->packed_bytes(tensor->type, (uint32_t)tensor->ne[1],
+                                       (uint32_t)tensor->ne[0], stage->fast);
     return __builtin_mul_overflow(bytes, matrices_of(tensor), &bytes) ? 0 : bytes;
 }
 

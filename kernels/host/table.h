@@ -30,7 +30,8 @@ struct host_context {
     struct pool *pool;      /* NULL: one thread */
     unsigned char *scratch; /* [threads, scratch_bytes], 64-byte aligned; contents are nobody's */
     uint64_t scratch_bytes; /* a multiple of 64 */
-    /* Activations are made int8 where the matrix's type allows; then these are there, else NULL. */
+    bool fast;              /* int8 activations */
+    /* Where products are of integers, activations as integers; else NULL. */
     unsigned char *quantised;       /* [rows of x, table->quantised_bytes(columns)] */
     unsigned char *quantised_units; /* [pairs of a host_moe, table->quantised_bytes(expert_ffn)] */
 };
@@ -132,11 +133,12 @@ struct host_table {
     void (*route)(const struct host_context *c, const float *logits, uint32_t n, uint32_t experts,
                   uint32_t active, uint32_t *chosen, float *weight);
     void (*moe)(const struct host_context *c, const struct host_moe *moe);
-    /* For products with int8 activations; NULL: there are none. Bytes of a packed matrix, 0 where the
-     * type has no such products; the packing of rows `first` … (a multiple of 16), `count` of them. */
-    uint64_t (*packed_bytes)(enum gguf_type type, uint32_t rows, uint32_t columns);
+    /* For products of integers; NULL: there are none. Bytes of a packed matrix, 0 where the type has no
+     * such products, with int8 activations or float ones; the packing of rows `first` … (a multiple of
+     * 16), `count` of them. */
+    uint64_t (*packed_bytes)(enum gguf_type type, uint32_t rows, uint32_t columns, bool fast);
     void (*pack)(const struct host_matrix *m, uint32_t first, uint32_t count, unsigned char *to);
-    uint64_t (*quantised_bytes)(uint32_t columns);
+    uint64_t (*quantised_bytes)(uint32_t columns, bool fast);
     /* Floats multiplied and added as fast as can be, on one thread; how many. NULL: not known. */
     uint64_t (*multiply)(void);
     /* The same of int8 dot products; how many multiplications and additions. */
