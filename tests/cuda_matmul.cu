@@ -264,7 +264,7 @@ static void check_linear(enum gguf_type type, uint32_t rows, uint32_t columns)
 
     uint32_t same = 0, tried = 0;
     for (uint32_t k = 0; k < sizeof ns / sizeof *ns; k++)
-        for (int shape = -1; shape <= LAUNCH_TILE_128_MMA; shape++) {
+        for (int shape = -1; shape < LAUNCH_SHAPES; shape++) {
             const uint32_t n = ns[k];
             if (shape == LAUNCH_STREAM_8 && n > 64)
                 continue;
@@ -390,7 +390,7 @@ static void moe_on_cpu(const struct cuda_moe *moe, const unsigned char *gate_up,
 static void check_moe(enum gguf_type type, uint32_t hidden, uint32_t ffn, uint32_t experts,
                       uint32_t active, uint32_t on_cpu)
 {
-    static const uint32_t ns[] = {1, 2, 8, 9, 40, 300};
+    static const uint32_t ns[] = {1, 2, 8, 9, 16, 40, 64, 300};
     enum { most = 300 };
     char what[200];
     unsigned char *raw_gate_up, *raw_down;
@@ -456,7 +456,7 @@ static void check_moe(enum gguf_type type, uint32_t hidden, uint32_t ffn, uint32
 
     uint32_t same = 0, tried = 0;
     for (uint32_t k = 0; k < sizeof ns / sizeof *ns; k++)
-        for (int shape = -1; shape <= LAUNCH_TILE_128_MMA; shape++) {
+        for (int shape = -1; shape < LAUNCH_SHAPES; shape++) {
             const uint32_t n = ns[k];
             CUDA(cudaMemset(scratch, 0xff, scratch_bytes));
             CUDA(cudaMemcpy(y, old, (size_t)n * hidden * 4, cudaMemcpyDeviceToDevice));
@@ -583,7 +583,7 @@ static void time_linear(const char *name, enum gguf_type type, uint32_t rows, ui
         const uint32_t n = *ns;
         __half *const x = random_halves((size_t)n * columns, 2, 2);
         float *const y = random_floats((size_t)n * rows, 3, 1);
-        for (int shape = -1; shape <= LAUNCH_TILE_128_MMA; shape++) {
+        for (int shape = -1; shape < LAUNCH_SHAPES; shape++) {
             const uint32_t width = shape < 0 ? 0 : launch_width((enum launch_shape)shape);
             if (shape >= 0 && (n > width * 4 || n * 4 < width))
                 continue;
@@ -641,7 +641,7 @@ static void time_moe(enum gguf_type type, uint32_t experts, const uint32_t *ns, 
         }
         CUDA(cudaMemcpy(chosen, choice, (size_t)repeat * n * active * sizeof *choice,
                         cudaMemcpyHostToDevice));
-        for (int shape = -1; shape <= LAUNCH_TILE_128_MMA; shape++) {
+        for (int shape = -1; shape < LAUNCH_SHAPES; shape++) {
             const uint32_t width = shape < 0 ? 0 : launch_width((enum launch_shape)shape);
             const uint32_t each = n * active / experts;
             if (shape >= 0 && (each > width * 4 || each * 16 < width))
@@ -698,6 +698,7 @@ int main(int argc, char **argv)
     CUDA(cudaGetDeviceProperties(&device, 0));
     printf("# %s, %d multiprocessors, compute capability %d.%d\n", device.name,
            device.multiProcessorCount, device.major, device.minor);
+    cuda_starts_early = device.major >= 9;
     if (checks) {
         static const enum gguf_type types[] = {GGUF_MXFP4, GGUF_Q8_0, GGUF_F16, GGUF_BF16,
                                                GGUF_F32};
@@ -721,7 +722,7 @@ int main(int argc, char **argv)
         printf("checks: %d failed\n", failures);
     }
     if (batches) {
-        static const uint32_t some[] = {16, 32, 64, 128, 0}, of_linear[] = {24, 64, 128, 0};
+        static const uint32_t some[] = {16, 32, 64, 128, 0}, of_linear[] = {8, 16, 24, 64, 0};
         cudaStream_t stream;
         CUDA(cudaStreamCreate(&stream));
         time_copy(stream);

@@ -26,7 +26,17 @@ enum launch_shape {
     LAUNCH_SPLIT_64,    /* linear: as TILE_64, a cluster for each item; others: TILE_64 */
     LAUNCH_TILE_64_MMA, /* as the two before, with mma even where the device has wgmma */
     LAUNCH_TILE_128_MMA,
+    LAUNCH_EXPERTS_8, /* experts on Hopper; others, or where it does not fit: STREAM_8 … */
+    LAUNCH_EXPERTS_16,
+    LAUNCH_EXPERTS_24,
+    LAUNCH_PARTS_16, /* linear, on Hopper; others, or where it does not fit: TILE_16 … */
+    LAUNCH_PARTS_32,
+    LAUNCH_PARTS_64,
+    LAUNCH_SHAPES,
 };
+
+/* Shared memory of a CTA on Hopper. */
+#define LAUNCH_SHARED_MOST 232448
 
 /* cuda_linear and cuda_moe_run with a shape of the caller's choice (tests, timings); −1: by n. */
 int cuda_linear_shaped(const struct cuda_matrix *w, const float *bias, const __half *x, float *y,
@@ -35,14 +45,32 @@ int cuda_moe_run_shaped(const struct cuda_moe *moe, const __half *x, const int32
                         const float *weight, float *residual, uint32_t n, void *scratch, int shape,
                         cudaStream_t stream);
 
+/* experts.cu: products with experts in shapes LAUNCH_EXPERTS_…: whether such a shape can be had (for
+ * columns of so many chunks), and its launch; groups of pairs are made by the kernel itself. */
+bool cuda_experts_fit(enum layout_format format, enum launch_shape shape, uint32_t chunks,
+                      uint32_t n_experts, uint32_t n_pairs);
+int cuda_experts_run(enum layout_format format, enum product_kind kind, const struct product *p,
+                     enum launch_shape shape, uint32_t n_experts, cudaStream_t stream);
+
+/* parts.cu: linear products in shapes LAUNCH_PARTS_…; whether an H100 has all of the matrix at once. */
+bool cuda_parts_fit(enum layout_format format, const struct product *p, uint32_t width);
+int cuda_parts_run(enum layout_format format, const struct product *p, enum launch_shape shape,
+                   cudaStream_t stream);
+
 /* Columns of an item. */
 static inline uint32_t launch_width(enum launch_shape shape)
 {
     switch (shape) {
-    case LAUNCH_STREAM_8: return 8;
+    case LAUNCH_STREAM_8:
+    case LAUNCH_EXPERTS_8: return 8;
     case LAUNCH_STREAM_16:
+    case LAUNCH_EXPERTS_16:
+    case LAUNCH_PARTS_16:
     case LAUNCH_TILE_16: return 16;
+    case LAUNCH_EXPERTS_24: return 24;
+    case LAUNCH_PARTS_32:
     case LAUNCH_TILE_32: return 32;
+    case LAUNCH_PARTS_64:
     case LAUNCH_TILE_64:
     case LAUNCH_SPLIT_64:
     case LAUNCH_TILE_64_MMA: return 64;
@@ -57,7 +85,8 @@ struct launch_fit {
     uint32_t bytes, ctas;
 };
 
-static inline uint32_t launch_ctas(struct launch_fit *kept, const void *kernel, uint32_t bytes)
+static inline uint32_t launch_ctas(struct launch_fit *kept, const void *kernel, uint32_t bytes,
+                                   int threads = 256)
 {
     int device = 0, processors = 0, each = 0, most = 0;
     cudaFuncAttributes attributes;
@@ -72,7 +101,7 @@ static inline uint32_t launch_ctas(struct launch_fit *kept, const void *kernel, 
                              most - (int)attributes.sharedSizeBytes) != cudaSuccess ||
         cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device) !=
             cudaSuccess ||
-        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, 256, bytes) != cudaSuccess)
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, bytes) != cudaSuccess)
         return 0;
     kept->device = device;
     kept->bytes = bytes;
@@ -169,6 +198,20 @@ static inline bool launch_has_wgmma(void)
     return kept_major == 9;
 }
 
+/* What takes the place of a shape that the kind, the device or the sizes do not allow. */
+static inline enum launch_shape launch_instead(enum launch_shape shape)
+{
+    switch (shape) {
+    case LAUNCH_EXPERTS_8: return LAUNCH_STREAM_8;
+    case LAUNCH_EXPERTS_16:
+    case LAUNCH_PARTS_16: return LAUNCH_TILE_16;
+    case LAUNCH_EXPERTS_24:
+    case LAUNCH_PARTS_32: return LAUNCH_TILE_32;
+    case LAUNCH_PARTS_64: return LAUNCH_TILE_64;
+    default: return shape;
+    }
+}
+
 /* groups: of columns, at most. */
 template <enum layout_format format, enum product_kind kind>
 static int launch_product(const struct product *p, enum launch_shape shape, uint32_t groups,
@@ -216,6 +259,7 @@ static int launch_product(const struct product *p, enum launch_shape shape, uint
         return launch_tile<format, kind, 128, tall>(p, groups, to);
     case LAUNCH_TILE_64_MMA: return launch_tile<format, kind, 64, tall>(p, groups, to);
     case LAUNCH_TILE_128_MMA: return launch_tile<format, kind, 128, tall>(p, groups, to);
+    default: return -1;
     }
     return -1;
 }

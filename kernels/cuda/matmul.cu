@@ -17,10 +17,17 @@ static uint64_t waves(uint64_t items, uint64_t at_once)
  * chunk, a wave of `wide` for each chunk 490 (64 columns, one CTA on a multiprocessor), 810 (two) or
  * 690 (128 columns); with a
  * cluster for each item 4000 and 1500; 430 with 32 columns, in one wave. */
-static enum launch_shape shape_for(const struct product *p, uint32_t n)
+static enum launch_shape shape_for(enum layout_format format, const struct product *p, uint32_t n)
 {
     if (n <= 8)
         return LAUNCH_STREAM_8;
+    if (n <= 64 && launch_has_wgmma()) {
+        const enum launch_shape shape = n <= 16   ? LAUNCH_PARTS_16
+                                        : n <= 32 ? LAUNCH_PARTS_32
+                                                  : LAUNCH_PARTS_64;
+        if (cuda_parts_fit(format, p, launch_width(shape)))
+            return shape;
+    }
     if (n <= 16)
         return LAUNCH_STREAM_16;
     const uint64_t items = (p->tiles + TILE_TILES - 1) / TILE_TILES;
@@ -49,6 +56,8 @@ static int launch_shaped(enum gguf_type type, const struct product *p, enum laun
                          cudaStream_t stream)
 {
     const uint32_t groups = (p->n + launch_width(shape) - 1) / launch_width(shape);
+    if (shape >= LAUNCH_PARTS_16)
+        return cuda_parts_run(layout_format_of(type), p, shape, stream);
     switch (layout_format_of(type)) {
     case LAYOUT_FP4: return launch_product<LAYOUT_FP4, PRODUCT_LINEAR>(p, shape, groups, stream);
     case LAYOUT_I8: return launch_product<LAYOUT_I8, PRODUCT_LINEAR>(p, shape, groups, stream);
@@ -70,7 +79,10 @@ int cuda_linear_shaped(const struct cuda_matrix *w, const float *bias, const __h
     p.n = n;
     p.add = add;
     p.once = true;
-    const enum launch_shape chosen = shape < 0 ? shape_for(&p, n) : (enum launch_shape)shape;
+    enum launch_shape chosen =
+        shape < 0 ? shape_for(layout_format_of(w->type), &p, n) : (enum launch_shape)shape;
+    if (chosen >= LAUNCH_EXPERTS_8 && (chosen < LAUNCH_PARTS_16 || !launch_has_wgmma()))
+        chosen = launch_instead(chosen);
     if (launch_shaped(w->type, &p, chosen, stream) == 0)
         return 0;
     /* `stream` wants more shared memory than some devices before Hopper have. */

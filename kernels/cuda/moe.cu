@@ -3,7 +3,8 @@
  * choice[n, j]. Three or four kernels:
  *
  *   sort      pairs (token, j) by expert, in the order of the pairs; groups of `width` pairs of one
- *             expert. One CTA. Left out for up to 32 pairs: each warp groups those by itself.
+ *             expert. One CTA. Left out for up to 32 pairs, which each warp groups by itself, and
+ *             where experts.cu does it
  *   gate_up   act[pair, ffn], half; SwiGLU as the sums are stored (gate and up rows meet in a lane)
  *   down      y[pair, hidden], f32, bias added
  *   combine   residual += ((w0 y0 + w1 y1) + w2 y2) + w3 y3; a thread an element
@@ -157,21 +158,34 @@ static __global__ void combine(const float *y, const float *weight, float *resid
 
 static enum launch_shape shape_for(const struct cuda_moe *moe, uint32_t n)
 {
-    /* Pairs of an expert if all are chosen alike. */
+    /* Pairs of an expert if all are chosen alike. experts.cu says what was measured. */
     const uint32_t each = n * moe->active / moe->experts;
     if (n <= 8)
         return LAUNCH_STREAM_8;
-    return each <= 4     ? LAUNCH_STREAM_8
-           : each <= 8   ? LAUNCH_TILE_16
-           : each <= 16  ? LAUNCH_TILE_32
+    return each <= 3     ? LAUNCH_EXPERTS_8
+           : each <= 10  ? LAUNCH_EXPERTS_16
+           : each <= 16  ? LAUNCH_EXPERTS_24
            : each <= 768 ? LAUNCH_TILE_64
                          : LAUNCH_TILE_128;
+}
+
+static bool experts_fit(const struct cuda_moe *moe, enum launch_shape shape, uint32_t n)
+{
+    const struct cuda_matrix *const matrices[2] = {moe->gate_up, moe->down};
+    for (int i = 0; i < 2; i++)
+        if (!cuda_experts_fit(layout_format_of(matrices[i]->type), shape,
+                              (matrices[i]->columns + LAYOUT_CHUNK - 1) / LAYOUT_CHUNK,
+                              moe->experts, n * moe->active))
+            return false;
+    return true;
 }
 
 template <enum product_kind kind>
 static int product_of(const struct cuda_matrix *w, const struct product *p, enum launch_shape shape,
                       uint32_t groups, cudaStream_t to)
 {
+    if (shape >= LAUNCH_EXPERTS_8) /* groups: experts */
+        return cuda_experts_run(layout_format_of(w->type), kind, p, shape, groups, to);
     switch (layout_format_of(w->type)) {
     case LAYOUT_FP4: return launch_product<LAYOUT_FP4, kind>(p, shape, groups, to);
     case LAYOUT_I8: return launch_product<LAYOUT_I8, kind>(p, shape, groups, to);
@@ -186,13 +200,16 @@ int cuda_moe_run_shaped(const struct cuda_moe *moe, const __half *x, const int32
 {
     if (n == 0)
         return 0;
-    const enum launch_shape shape = chosen < 0 ? shape_for(moe, n) : (enum launch_shape)chosen;
+    enum launch_shape shape = chosen < 0 ? shape_for(moe, n) : (enum launch_shape)chosen;
+    if (shape >= LAUNCH_EXPERTS_8 && !experts_fit(moe, shape, n))
+        shape = launch_instead(shape);
+    const bool by_experts = shape >= LAUNCH_EXPERTS_8;
     const uint32_t most = shape == LAUNCH_STREAM_8 ? LAUNCH_FEW : launch_width(shape);
     const uint32_t width = shape < LAUNCH_TILE_16 && n < most ? n : most;
     const uint32_t n_pairs = n * moe->active;
     const struct places at = places_of(moe, n, scratch);
-    const bool sorted = n_pairs > 32 || shape >= LAUNCH_TILE_16;
-    const uint32_t groups = groups_at_most(moe, n, width);
+    const bool sorted = !by_experts && (n_pairs > 32 || shape >= LAUNCH_TILE_16);
+    const uint32_t groups = by_experts ? moe->experts : groups_at_most(moe, n, width);
     if (sorted) {
         const uint32_t bytes = moe->experts * (SORT_WARPS + 1) * (uint32_t)sizeof(uint32_t);
         static struct launch_fit kept;
