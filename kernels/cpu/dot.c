@@ -3,6 +3,8 @@
 
 #if defined(CPU_ISA_AVX512)
 #include "kernels/cpu/dot_avx512.h"
+#elif defined(CPU_ISA_AVXVNNI)
+#include "kernels/cpu/dot_avxvnni.h"
 #elif defined(CPU_ISA_AVX2)
 #include "kernels/cpu/dot_avx2.h"
 #else

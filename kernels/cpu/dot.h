@@ -6,8 +6,8 @@
  * numbers,
  *     sum = 0; for each block: sum = (s · scale) · Σ c q + sum; sum = m · (scale · Σ q) + sum
  * (the second where the type has minima; types with two scales in a block do each half's products in
- * turn). Σ is exact, so instruction sets differ only where they round floats apart: AVX2 and AVX-512
- * give the same bits.
+ * turn). Σ is exact, so instruction sets differ only where they round floats apart: AVX2, AVX-VNNI and
+ * AVX-512 give the same bits.
  */
 #ifndef GPTOSS_KERNELS_CPU_DOT_H
 #define GPTOSS_KERNELS_CPU_DOT_H
@@ -47,5 +47,6 @@ struct cpu_dot {
 };
 
 extern const struct cpu_dot cpu_dot_plain, cpu_dot_avx2, cpu_dot_avx512;
+extern const struct cpu_dot cpu_dot_avxvnni, cpu_dot_avxvnni_evex; /* encoded so */
 
 #endif
