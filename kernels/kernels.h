@@ -45,7 +45,8 @@ struct kernels_options {
     const char *device;  /* NULL or "auto": a GPU if there is one; "cpu"; "cuda"; "reference" */
     uint32_t threads;    /* of the cpu backend; 0: 1 */
     uint32_t local_rank; /* which GPU, counted modulo the GPUs there are */
-    const char *isa; /* of the cpu backend: NULL: the best there is; "avx512", "avx2", "plain" */
+    const char *isa;     /* of the cpu backend: NULL: the best there is; "avx512",
+                      * "avxvnni", "avx2", "plain" */
     bool
         fast; /* products with int8 activations, where the backend has them: results differ from the
                 * float ones */

@@ -3,6 +3,7 @@
  * kernels_stage_busy_seconds.
  *
  *     cpu_speed [fast|float] [isa:NAME] [threads:N] MODEL [tg:STEPS[:DEPTH[:BATCH]]]… [pp:TOKENS]…
+ *               [deep:STEPS:DEPTH]…
  *
  * For each tg: BATCH sequences decode from DEPTH on; each pp: a prompt of so many tokens. The median
  * and the best of REPEAT are told: on a machine that others use, the best is what the code can do.
@@ -54,15 +55,19 @@ static void give(struct kernels_row *row, uint32_t *blocks)
     row->restart = row->position == 0;
 }
 
-/* `count` tokens of each of `batch` sequences at `position`; the last ones are sampled. */
-static double step(uint32_t batch, uint32_t position, uint32_t count)
+/* `count` tokens of each of `batch` sequences, from slot `first` on, at `position`; the last ones are
+ * sampled. */
+static double step_at(uint32_t first, uint32_t batch, uint32_t position, uint32_t count)
 {
     static struct kernels_row rows[SLOTS];
     static uint32_t blocks[SLOTS][CONTEXT / BLOCK];
     static int32_t tokens[STEP];
     for (uint32_t s = 0; s < batch; s++) {
-        rows[s] = (struct kernels_row){
-            .slot = s, .position = position, .count = count, .sample_from = count - 1, .top_p = 1};
+        rows[s] = (struct kernels_row){.slot = first + s,
+                                       .position = position,
+                                       .count = count,
+                                       .sample_from = count - 1,
+                                       .top_p = 1};
         give(&rows[s], blocks[s]);
     }
     for (uint32_t i = 0; i < batch * count; i++)
@@ -84,12 +89,22 @@ static double step(uint32_t batch, uint32_t position, uint32_t count)
     return kernels_stage_busy_seconds(stage) - busy;
 }
 
-static double prompt(uint32_t slots, uint32_t n)
+static double step(uint32_t batch, uint32_t position, uint32_t count)
+{
+    return step_at(0, batch, position, count);
+}
+
+static double prompt_at(uint32_t first, uint32_t slots, uint32_t n)
 {
     double seconds = 0;
     for (uint32_t at = 0, most = STEP / slots; at < n; at += most)
-        seconds += step(slots, at, n - at < most ? n - at : most);
+        seconds += step_at(first, slots, at, n - at < most ? n - at : most);
     return seconds;
+}
+
+static double prompt(uint32_t slots, uint32_t n)
+{
+    return prompt_at(0, slots, n);
 }
 
 static int ascending(const void *a, const void *b)
@@ -98,23 +113,56 @@ static int ascending(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+/* One sequence at depth 1 and one at DEPTH decode in turn, token by token: what the machine gives
+ * changes from second to second, so that only their ratio tells what depth costs. */
+static void compare_depths(const char *what)
+{
+    static double shallow[CONTEXT], deep[CONTEXT], ratio[CONTEXT];
+    unsigned n = 0, depth = 0;
+    if (sscanf(what, "deep:%u:%u", &n, &depth) != 2 || !n || !depth || n + depth > CONTEXT) {
+        fprintf(stderr, "%s: deep:STEPS:DEPTH\n", what);
+        exit(2);
+    }
+    prompt_at(0, 1, 1);
+    prompt_at(1, 1, depth);
+    for (unsigned i = 0; i < n; i++) {
+        shallow[i] = step_at(0, 1, 1 + i, 1);
+        deep[i] = step_at(1, 1, depth + i, 1);
+        ratio[i] = shallow[i] / deep[i];
+    }
+    qsort(shallow, n, sizeof *shallow, ascending);
+    qsort(deep, n, sizeof *deep, ascending);
+    qsort(ratio, n, sizeof *ratio, ascending);
+    printf("%-12s median %9.2f tok/s at depth 1, %9.2f at depth %u: of the pairs %.3f (%.3f to "
+           "%.3f)\n",
+           what, 1 / shallow[n / 2], 1 / deep[n / 2], depth, ratio[n / 2], ratio[n / 4],
+           ratio[3 * n / 4]);
+    fflush(stdout);
+}
+
 static void run(const char *what)
 {
+    if (!strncmp(what, "deep:", 5)) {
+        compare_depths(what);
+        return;
+    }
     unsigned n = 0, depth = 0, batch = 1;
     double seconds[REPEAT], tokens;
     bool decode = !strncmp(what, "tg:", 3);
-    if (sscanf(what + 3, "%u:%u:%u", &n, &depth, &batch) < 1 || !n || n + depth > CONTEXT ||
-        !batch || batch > SLOTS) {
+    if (sscanf(what + 3, "%u:%u:%u", &n, &depth, &batch) < 1 || !n || n > CONTEXT ||
+        depth > CONTEXT || REPEAT * n + depth > CONTEXT || !batch || batch > SLOTS) {
         fprintf(stderr, "%s: tg:STEPS[:DEPTH[:BATCH]] or pp:TOKENS\n", what);
         exit(2);
     }
     tokens = (double)n * batch;
+    unsigned at = depth ? depth : 1;
+    if (decode)
+        prompt(batch, at);
     for (int r = 0; r < REPEAT; r++) {
-        if (decode) {
-            prompt(batch, depth ? depth : 1);
+        if (decode) { /* goes on where the last repetition ended: a long prompt is read once */
             seconds[r] = 0;
             for (unsigned i = 0; i < n; i++)
-                seconds[r] += step(batch, (depth ? depth : 1) + i, 1);
+                seconds[r] += step(batch, at++, 1);
         } else {
             seconds[r] = prompt(1, n);
         }

@@ -6,7 +6,7 @@ gptoss_test(golden gptoss_kernels PkgConfig::jansson)
 set_tests_properties(kernels kernels_stage golden PROPERTIES TIMEOUT 240)
 
 # Those without SIMD take seconds to minutes.
-add_test(NAME golden_slow COMMAND test_golden cpu:plain fast:avx2 fast:plain reference
+add_test(NAME golden_slow COMMAND test_golden cpu:plain fast:avxvnni fast:avx2 fast:plain reference
   WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
 set_tests_properties(golden_slow PROPERTIES TIMEOUT 1800 LABELS long)
 

@@ -14,18 +14,18 @@ static struct {
     const char *isa;
     struct kernels *one, *three;
     struct kernels *fast_one, *fast_three; /* products with int8 activations */
-} backends[3];
+} backends[4];
 static size_t n_backends;
 
 static int open_backends(void **state)
 {
     (void)state;
     char err[128];
-    const char *isas[] = {"avx512", "avx2", "plain"};
+    const char *isas[] = {"avx512", "avxvnni", "avx2", "plain"};
     if (kernels_create(&reference, &(struct kernels_options){.device = "reference"}, err,
                        sizeof err))
         return -1;
-    for (size_t i = 0; i < 3; i++) {
+    for (size_t i = 0; i < CASES(isas); i++) {
         struct kernels_options options = {.device = "cpu", .isa = isas[i]};
         if (kernels_create(&backends[n_backends].one, &options, err, sizeof err)) {
             print_message("not tested here: %s\n", err);

@@ -117,6 +117,10 @@ static void store_task(void *arg, uint32_t task, uint32_t thread)
 struct chunk {
     const float *k[SUBTILES], *v[SUBTILES];
     uint64_t k_stride, v_stride;
+    struct ahead {
+        const unsigned char *k[SUBTILES], *v[SUBTILES];
+        uint64_t k_stride, v_stride; /* bytes */
+    } ahead;                         /* the next chunk in the cache */
 };
 
 static float load_element(enum kernels_kv_type type, const unsigned char *at)
@@ -205,6 +209,23 @@ static void find_chunk(const struct host_attention *a, const struct host_sequenc
     }
 }
 
+/* Where the processor should look for the chunk at `start`, of which positions before `to` are there:
+ * its own prefetching stops at every page, and a chunk of a head is four to eight of them. */
+static void find_ahead(const struct host_attention *a, const struct host_sequence *s, uint32_t head,
+                       uint32_t start, uint32_t to, struct ahead *ahead)
+{
+    const struct host_kv *kv = &a->kv;
+    uint64_t element = host_kv_element_bytes(kv->type);
+    ahead->k_stride = kv->block_tokens * element;
+    ahead->v_stride = kv->head_dim * element;
+    for (uint32_t i = 0; i < SUBTILES; i++) {
+        uint32_t p = start + i * 16 < to ? start + i * 16 : to - 1, in_block = p % kv->block_tokens;
+        const unsigned char *block = block_of(kv, s, p);
+        ahead->k[i] = block + kv_offset(kv, false, head, in_block) * element;
+        ahead->v[i] = block + kv_offset(kv, true, head, in_block) * element;
+    }
+}
+
 /* ── scores and values ─────────────────────────────────────────────────────────────────────── */
 
 /* Heads of a group that read a key or a value together, and vectors of keys or values at a time: as
@@ -219,7 +240,7 @@ static void find_chunk(const struct host_attention *a, const struct host_sequenc
 
 /* scores[h][key] = q_h · key, for `heads` heads and `n` subtiles from i on, both constants. */
 INLINE void score_some(const struct chunk *chunk, uint32_t i, uint32_t n, const float *q,
-                       uint32_t heads, uint32_t head_dim, float *scores)
+                       uint32_t heads, uint32_t head_dim, bool look_ahead, float *scores)
 {
     v16 s[HEADS][VECTORS];
     const float *keys[VECTORS];
@@ -233,6 +254,9 @@ INLINE void score_some(const struct chunk *chunk, uint32_t i, uint32_t n, const 
             s[h][j] = v_zero();
     for (uint32_t d = 0; d < head_dim; d++) {
         v16 key[VECTORS];
+#pragma GCC unroll 4
+        for (uint32_t j = 0; j < n && look_ahead; j++)
+            __builtin_prefetch(chunk->ahead.k[i + j] + d * chunk->ahead.k_stride, 0, 2);
 #pragma GCC unroll 4
         for (uint32_t j = 0; j < n; j++)
             key[j] = v_load(keys[j] + d * chunk->k_stride);
@@ -253,18 +277,19 @@ INLINE void score_some(const struct chunk *chunk, uint32_t i, uint32_t n, const 
 
 /* Subtiles first…last of the chunk, for `heads` heads, a constant. */
 INLINE void score(const struct chunk *chunk, uint32_t first, uint32_t last, const float *q,
-                  uint32_t heads, uint32_t head_dim, float *scores)
+                  uint32_t heads, uint32_t head_dim, bool look_ahead, float *scores)
 {
     uint32_t i = first;
     for (; i + VECTORS <= last + 1; i += VECTORS)
-        score_some(chunk, i, VECTORS, q, heads, head_dim, scores);
+        score_some(chunk, i, VECTORS, q, heads, head_dim, look_ahead, scores);
     for (; i <= last; i++)
-        score_some(chunk, i, 1, q, heads, head_dim, scores);
+        score_some(chunk, i, 1, q, heads, head_dim, look_ahead, scores);
 }
 
 /* sums[h] = sums[h] · factor[h] + Σ over keys from…to−1 of p_h · v, for `n` vectors of values. */
 INLINE void add_some(const struct chunk *chunk, uint32_t from, uint32_t to, const float *p,
-                     const float *factor, uint32_t heads, uint32_t n, uint64_t column, float *sums)
+                     const float *factor, uint32_t heads, uint32_t n, uint64_t column,
+                     bool look_ahead, float *sums)
 {
     v16 s[HEADS][VECTORS];
 #pragma GCC unroll 4
@@ -274,9 +299,13 @@ INLINE void add_some(const struct chunk *chunk, uint32_t from, uint32_t to, cons
             s[h][j] = v_mul(v_load(sums + h * chunk->v_stride + column + j * 16), v_set(factor[h]));
     for (uint32_t key = from; key < to;) {
         const float *v = chunk->v[key / 16] + key % 16 * chunk->v_stride + column;
+        const unsigned char *ahead = chunk->ahead.v[key / 16] + 4 * column;
         uint32_t end = key / 16 * 16 + 16 < to ? key / 16 * 16 + 16 : to;
         for (; key < end; key++, v += chunk->v_stride) {
             v16 value[VECTORS];
+#pragma GCC unroll 4
+            for (uint32_t j = 0; j < n && look_ahead; j++)
+                __builtin_prefetch(ahead + key % 16 * chunk->ahead.v_stride + 64 * j, 0, 2);
 #pragma GCC unroll 4
             for (uint32_t j = 0; j < n; j++)
                 value[j] = v_load(v + j * 16);
@@ -297,13 +326,13 @@ INLINE void add_some(const struct chunk *chunk, uint32_t from, uint32_t to, cons
 }
 
 INLINE void add_values(const struct chunk *chunk, uint32_t from, uint32_t to, const float *p,
-                       const float *factor, uint32_t heads, float *sums)
+                       const float *factor, uint32_t heads, bool look_ahead, float *sums)
 {
     uint64_t column = 0;
     for (; column + 16 * VECTORS <= chunk->v_stride; column += 16 * VECTORS)
-        add_some(chunk, from, to, p, factor, heads, VECTORS, column, sums);
+        add_some(chunk, from, to, p, factor, heads, VECTORS, column, look_ahead, sums);
     for (; column < chunk->v_stride; column += 16)
-        add_some(chunk, from, to, p, factor, heads, 1, column, sums);
+        add_some(chunk, from, to, p, factor, heads, 1, column, look_ahead, sums);
 }
 
 /* What a query's head knows after some chunks. */
@@ -345,20 +374,20 @@ INLINE float weigh(float *s, uint32_t from, uint32_t to, float scale, float *mos
 
 /* Keys from…to−1 of the chunk (counted from its start) for `heads` heads, a constant. */
 INLINE void attend_heads(const struct chunk *chunk, uint32_t from, uint32_t to, const float *q,
-                         uint32_t heads, uint32_t head_dim, float scale, float *scores, float *most,
-                         float *exp_sums, float *sums)
+                         uint32_t heads, uint32_t head_dim, float scale, bool look_ahead,
+                         float *scores, float *most, float *exp_sums, float *sums)
 {
     float factor[HEADS];
-    score(chunk, from / 16, (to - 1) / 16, q, heads, head_dim, scores);
+    score(chunk, from / 16, (to - 1) / 16, q, heads, head_dim, look_ahead, scores);
     for (uint32_t h = 0; h < heads; h++)
         factor[h] = weigh(scores + h * CHUNK_KEYS, from, to, scale, &most[h], exp_sums + h * 16);
-    add_values(chunk, from, to, scores, factor, heads, sums);
+    add_values(chunk, from, to, scores, factor, heads, look_ahead, sums);
 }
 
-/* All heads of the group. */
+/* All heads of the group, of which the first look ahead. */
 static void attend_chunk(const struct chunk *chunk, uint32_t from, uint32_t to, const float *q,
-                         uint32_t group, uint32_t head_dim, float scale, float *scores,
-                         const struct state *state)
+                         uint32_t group, uint32_t head_dim, float scale, bool look_ahead,
+                         float *scores, const struct state *state)
 {
     for (uint32_t h = 0; h < group;) {
         uint32_t heads = group - h >= HEADS ? HEADS : group - h >= 2 ? 2 : 1;
@@ -366,8 +395,11 @@ static void attend_chunk(const struct chunk *chunk, uint32_t from, uint32_t to, 
         float *most = state->most + h, *exp_sums = state->exp_sums + (uint64_t)h * 16;
         float *sums = state->sums + h * chunk->v_stride;
 #define ATTEND(n)                                                                                  \
-    attend_heads(chunk, from, to, q_h, n, head_dim, scale, scores, most, exp_sums, sums)
-        if (heads == HEADS)
+    attend_heads(chunk, from, to, q_h, n, head_dim, scale, false, scores, most, exp_sums, sums)
+        if (heads == HEADS && h == 0 && look_ahead)
+            attend_heads(chunk, from, to, q_h, HEADS, head_dim, scale, true, scores, most, exp_sums,
+                         sums);
+        else if (heads == HEADS)
             ATTEND(HEADS);
         else if (heads == 2)
             ATTEND(2);
@@ -419,6 +451,8 @@ static void attend_task(void *arg, uint32_t task, uint32_t thread)
         uint32_t to = last + 1 - start < CHUNK_KEYS ? last + 1 : start + CHUNK_KEYS;
         struct chunk chunk;
         find_chunk(a, s, kv_head, start, from, to, copy, &chunk);
+        uint32_t after = last - start >= CHUNK_KEYS ? start + CHUNK_KEYS : start;
+        find_ahead(a, s, kv_head, after, last + 1, &chunk.ahead);
         for (uint32_t i = 0; i < tile->count; i++) {
             uint32_t position = first + i;
             uint32_t seen = a->window && position + 1 > a->window ? position + 1 - a->window : 0;
@@ -429,8 +463,8 @@ static void attend_task(void *arg, uint32_t task, uint32_t thread)
             const float *q = a->q + ((uint64_t)(s->first + tile->first + i) * a->heads +
                                      (uint64_t)kv_head * group) *
                                         dim;
-            attend_chunk(&chunk, query_from - start, query_to - start, q, group, dim, scale, scores,
-                         &states[i]);
+            attend_chunk(&chunk, query_from - start, query_to - start, q, group, dim, scale, i == 0,
+                         scores, &states[i]);
         }
     }
     for (uint32_t i = 0; i < tile->count; i++) {

@@ -17,7 +17,11 @@
 #define CPU_DECLARE(isa) extern const struct host_table cpu_table_##isa;
 CPU_DECLARE(plain)
 CPU_DECLARE(avx2)
+CPU_DECLARE(avxvnni)
 CPU_DECLARE(avx512)
+
+/* backend.c. AVX-VNNI itself, not AVX-512's form of it. */
+bool cpu_has_avxvnni(void);
 
 static inline struct pool *cpu_pool_for(const struct host_context *c, double multiplications)
 {

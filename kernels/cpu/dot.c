@@ -4,6 +4,9 @@
 #if defined(CPU_ISA_AVX512)
 #include "kernels/cpu/dot_avx512.h"
 #include "kernels/cpu/dot_wide_avx512.h"
+#elif defined(CPU_ISA_AVXVNNI)
+#include "kernels/cpu/dot_avxvnni.h"
+#include "kernels/cpu/dot_wide_avx2.h"
 #elif defined(CPU_ISA_AVX2)
 #include "kernels/cpu/dot_avx2.h"
 #include "kernels/cpu/dot_wide_avx2.h"

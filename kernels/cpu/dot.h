@@ -16,8 +16,8 @@
  * where a sum of float products would round 32 times. A number that is not finite makes all results of
  * its row NaN.
  *
- * Σ is exact, so instruction sets differ only where they round floats apart: AVX2 and AVX-512 give the
- * same bits.
+ * Σ is exact, so instruction sets differ only where they round floats apart: AVX2, AVX-VNNI and
+ * AVX-512 give the same bits.
  */
 #ifndef GPTOSS_KERNELS_CPU_DOT_H
 #define GPTOSS_KERNELS_CPU_DOT_H
@@ -80,5 +80,6 @@ struct cpu_dot {
 };
 
 extern const struct cpu_dot cpu_dot_plain, cpu_dot_avx2, cpu_dot_avx512;
+extern const struct cpu_dot cpu_dot_avxvnni, cpu_dot_avxvnni_evex; /* encoded so */
 
 #endif

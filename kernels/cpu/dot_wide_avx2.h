@@ -40,13 +40,19 @@ INLINE __m256 wide_sum(__m256i high, __m256i low, __m256 scale, __m256 sum)
     return _mm256_fmadd_ps(both, scale, sum);
 }
 
-/* −128 · a sum, for numbers that lie less than 128 above what they stand for (nibbles()). */
+/* −128 · a sum, for numbers that lie 128 above what they stand for; those of nibbles() lie there with
+ * AVX-VNNI, and less above with AVX2. */
 INLINE __m256i wide_offset(enum gguf_type type, const unsigned char *p)
 {
+#if defined(CPU_ISA_AVXVNNI)
+    return type == GGUF_MXFP4 || type == GGUF_Q4_0 || pack_is_signed(type) ? four(p)
+                                                                           : _mm256_setzero_si256();
+#else
     return type == GGUF_MXFP4     ? _mm256_srai_epi32(four(p), 3)
            : type == GGUF_Q4_0    ? _mm256_srai_epi32(four(p), 4)
            : pack_is_signed(type) ? four(p)
                                   : _mm256_setzero_si256();
+#endif
 }
 
 INLINE void wide_half(enum gguf_type type, uint32_t n, uint32_t half, const unsigned char *panel,

@@ -55,6 +55,8 @@ static inline const struct cpu_dot *dot_of(void)
 {
 #if defined(CPU_ISA_AVX512)
     return __builtin_cpu_supports("avx512vnni") ? &cpu_dot_avx512 : &cpu_dot_avx2;
+#elif defined(CPU_ISA_AVXVNNI)
+    return cpu_has_avxvnni() ? &cpu_dot_avxvnni : &cpu_dot_avxvnni_evex;
 #elif defined(CPU_ISA_AVX2)
     return &cpu_dot_avx2;
 #else

@@ -145,7 +145,12 @@ void host_repack_each(const struct host_stage *stage,
                       void (*each)(void *arg, const struct gguf_tensor *tensor, uint32_t layer,
                                    size_t slot),
                       void *arg);
-void host_repack(struct host_stage *stage); /* as far as there is memory */
+/* Reserves addresses for them: packed_memory, or NULL. */
+void host_repack_open(struct host_stage *stage);
+
+/* load.c. Reads all weights once, in parallel, and packs them as far as there is memory. -1: a number
+ * or a scale is not finite, or a tensor of floats not aligned. */
+int host_load(struct host_stage *stage, char *err, size_t err_size);
 
 /* stream.c */
 int host_stream_start(struct host_stage *stage, char *err, size_t err_size);

@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include "kernels/cpu/pool.h"
 
@@ -42,11 +41,6 @@ void host_info(const struct kernels *k, struct kernels_info *info)
 
 /* ── loading ───────────────────────────────────────────────────────────────────────────────── */
 
-static void add_bytes(void *arg, const struct gguf_tensor *tensor)
-{
-    *(uint64_t *)arg += tensor->bytes;
-}
-
 int host_footprint(const struct kernels *k, const struct gguf_model *model,
                    const struct kernels_stage_options *options, struct kernels_footprint *footprint)
 {
@@ -58,40 +52,6 @@ int host_footprint(const struct kernels *k, const struct gguf_model *model,
     footprint->kv_bytes = stage.kv_bytes;
     footprint->activation_bytes = sizeof stage + stage.activation_bytes;
     return 0;
-}
-
-struct loading {
-    const struct kernels_stage_options *options;
-    uint64_t done, all, told;
-    const struct gguf_tensor *crooked; /* one that cannot be read in place */
-    const struct gguf_file *file;
-    bool poisoned; /* a number or scale is not finite; err says where */
-    char *err;
-    size_t err_size;
-};
-
-/* Weights are used where the file is mapped. They are touched once, so that the first step does not
- * wait for the disk, and so that loading is seen to go on; and then looked through for numbers and
- * scales that are not finite, as fast as memory is read. */
-static void touch(void *arg, const struct gguf_tensor *tensor)
-{
-    struct loading *loading = arg;
-    if (tensor->type == GGUF_F32 && (uintptr_t)tensor->data % sizeof(float))
-        loading->crooked = tensor;
-    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
-    uintptr_t begin = (uintptr_t)tensor->data / page * page;
-    madvise((void *)begin, tensor->bytes + ((uintptr_t)tensor->data - begin), MADV_WILLNEED);
-    for (uint64_t at = 0; at < tensor->bytes; at += page) {
-        (void)*(const volatile unsigned char *)(tensor->data + at);
-        if (loading->options->progress && loading->done + at - loading->told >= 16 << 20) {
-            loading->told = loading->done + at;
-            loading->options->progress(loading->options->arg, loading->told, loading->all);
-        }
-    }
-    loading->done += tensor->bytes;
-    if (!loading->poisoned)
-        loading->poisoned =
-            gguf_check_tensor(loading->file, tensor, loading->err, loading->err_size) != 0;
 }
 
 static int fill_rotation(struct host_stage *stage, char *err, size_t err_size)
@@ -119,15 +79,17 @@ static unsigned char *map_memory(uint64_t bytes)
 {
     void *memory = mmap(NULL, bytes ? bytes : 1, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    return memory == MAP_FAILED ? NULL : memory;
+    if (memory == MAP_FAILED)
+        return NULL;
+    /* A refusal costs speed alone. */
+    madvise(memory, bytes ? bytes : 1, MADV_HUGEPAGE);
+    return memory;
 }
 
 int host_stage_create(struct kernels_stage **out, struct kernels *k, const struct gguf_model *model,
                       const struct kernels_stage_options *options, char *err, size_t err_size)
 {
     const struct host_device *device = (const struct host_device *)k;
-    struct loading loading = {
-        .options = options, .file = model->file, .err = err, .err_size = err_size};
     struct host_stage *stage = malloc(sizeof *stage);
     if (!stage) {
         snprintf(err, err_size, "no memory for a stage");
@@ -156,18 +118,8 @@ int host_stage_create(struct kernels_stage **out, struct kernels *k, const struc
         pool_create(&stage->context.pool, stage->threads, err, err_size))
         goto fail;
 
-    host_layout_weights(stage, add_bytes, &loading.all);
-    host_layout_weights(stage, touch, &loading);
-    if (loading.poisoned)
+    if (host_load(stage, err, err_size))
         goto fail;
-    if (loading.crooked) {
-        snprintf(err, err_size, "%s: tensor %s is not aligned to the %zu bytes of a float",
-                 gguf_path(model->file), loading.crooked->name, sizeof(float));
-        goto fail;
-    }
-    host_repack(stage);
-    if (options->progress)
-        options->progress(options->arg, loading.all, loading.all);
     if (host_stream_start(stage, err, err_size))
         goto fail;
     *out = &stage->base;
