@@ -408,8 +408,8 @@ extern bool cuda_starts_early;
 /* What tests compare (tests/cuda_speed.c: `variant:BITS`); 0 otherwise. The bits of results are the
  * same. Chosen when a stage is made: its graphs keep what was chosen. */
 #define CUDA_VARIANT_SERIAL                                                                        \
-    1 /* no kernel starts early: compute-sanitizer's racecheck takes CTAs of two kernels that share a \
-       * multiprocessor for one, and what they store at the same offsets for races */
+    1 /* kernels one by one: no graphs, none starts early, items are not dealt. For compute-sanitizer's \
+       * racecheck, which reports races between different kernels of a graph, and words that are polled */
 extern "C" {
 extern uint32_t cuda_variant;
 }

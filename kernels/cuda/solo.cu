@@ -143,7 +143,7 @@ int cuda_solo_experts(const struct cuda_solo *s, const struct cuda_layer *l, cud
     p.forced = l->forced;
     p.norm = l->ffn_norm;
     matrix(&p, &l->gate_up, l->gate_up_bias);
-    if (p.tiles * p.active < 1u << SOLO_PLACE_BITS)
+    if (p.tiles * p.active < 1u << SOLO_PLACE_BITS && !(cuda_variant & CUDA_VARIANT_SERIAL))
         p.dealt = (uint32_t *)(p.partial + cuda_solo_partial_floats(s->model) - 1);
     /* One stage: what is dealt is known a turn ahead. */
     if (run_any<SOLO_GATE_UP>(l->gate_up.type, &p, 1, 3, true, stream))

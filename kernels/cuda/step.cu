@@ -364,7 +364,8 @@ static int capture(struct cuda_stage *stage, struct cuda_graph *graph)
 int cuda_step_capture(struct cuda_stage *stage, char *err, size_t err_size)
 {
     const struct kernels_stage_options *o = &stage->base.options;
-    if (o->keep_logits && !stage->base.cut) /* these lie in the lane: such steps are launched */
+    /* Logits that are kept lie in the lane: such steps are launched. */
+    if ((o->keep_logits && !stage->base.cut) || cuda_variant & CUDA_VARIANT_SERIAL)
         return 0;
     uint32_t most = o->step_rows < GRAPH_ROWS_MAX ? o->step_rows : GRAPH_ROWS_MAX;
     most = o->step_tokens < most ? o->step_tokens : most;
