@@ -470,7 +470,7 @@ void fake_pump(struct fake *f)
             if (!f->disk_is_slow)
                 coordinator_kept(f->c, f->n_records, f->now);
         }
-        if (e.kind != COORDINATOR_SEND)
+        if (e.kind != COORDINATOR_SEND || (f->stranger && f->stranger(&e)))
             continue;
         unsigned long long world = 0;
         unsigned number = 0;

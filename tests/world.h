@@ -46,7 +46,9 @@ struct fake {
     uint32_t ranks;
     uint64_t world_id, epoch;
     uint64_t memory_free;
-    bool alive;          /* the ranks */
+    bool alive; /* the ranks */
+    /* Told what is sent before it is taken for one of the world's own: whether it was somebody else's. */
+    bool (*stranger)(const struct coordinator_event *sent);
     uint32_t fast_ranks; /* as many, from rank 0 on, join with int8 activations */
     Gptoss__Plan *plan;
     struct world_slot slots[WORLD_SLOTS];
