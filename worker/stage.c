@@ -67,16 +67,14 @@ static bool ring_follows(const struct worker_stage *stage)
 
 static int send_ring(struct worker_stage *stage, struct lane *lane, char *err, size_t err_size)
 {
-    size_t bytes = lane->step.view.n_samples * sizeof(int32_t);
-    /* Nothing that comes behind waits for it to be taken. To pass to another stream takes µs, so what the
-     * transport keeps itself goes on the stage's own. */
-    lane->ring.beside = !ring_follows(stage) || bytes > stage->ring_out->transport->kept;
+    /* Nothing that comes behind waits for it to be taken. */
+    lane->ring.beside = true;
     /* Of a cut head: made on another stream, and what is queued on the stage's may wait for this send:
      * the input of a step whose tokens these are. */
     lane->ring.ready = !ring_follows(stage);
     return transport_send(stage->ring_out, &lane->ring,
-                          kernels_stage_sampled(stage->kernels, lane_index(stage, lane)), bytes,
-                          err, err_size);
+                          kernels_stage_sampled(stage->kernels, lane_index(stage, lane)),
+                          lane->step.view.n_samples * sizeof(int32_t), err, err_size);
 }
 
 static int receive_ring(struct worker_stage *stage, struct lane *lane, bool beside, char *err,

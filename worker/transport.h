@@ -103,7 +103,6 @@ struct transport {
     const char *name;
     bool stream_ordered;
     bool device_memory; /* addresses are a GPU's, not the host's */
-    size_t kept;        /* bytes: a send of as many ends, as a rule, before it is received */
     /* Waits for the other end until options->open_deadline_ms. Allocates the edge. */
     int (*open)(struct transport_edge **out, const struct transport_options *options, char *err,
                 size_t err_size);

@@ -346,7 +346,6 @@ const struct transport transport_nccl = {
     .name = "nccl",
     .stream_ordered = true,
     .device_memory = true,
-    .kept = 4096, /* in NCCL's own buffers (NCCL_P2P_LL_THRESHOLD is 16 KiB) */
     .open = nccl_open,
     .post_send = nccl_post_send,
     .post_receive = nccl_post_receive,
