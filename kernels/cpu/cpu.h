@@ -3,7 +3,8 @@
  *
  * The order of every sum is fixed by constants: a dot product of floats is one vector of 16 partial sums
  * along the columns, each column fused into the lane of its index modulo 16, the lanes added at the end
- * in one order; one of integers (dot.h) adds exact sums of 32 columns, one after the other. The code for one row and for many differs in what it keeps in registers, not in that.
+ * in one order; one of integers (dot.h) adds exact sums of 32 columns, one after the other. The code for
+ * one row and for many differs in what it keeps in registers, not in that.
  */
 #ifndef GPTOSS_KERNELS_CPU_H
 #define GPTOSS_KERNELS_CPU_H

@@ -2,8 +2,8 @@
  * simd: 16 floats at a time, the same operations for each instruction set. Private to cpu/.
  *
  * The files of cpu/ that include this one are compiled once for each instruction set, with
- * CPU_ISA=avx512, avxvnni, avx2 or plain and the compiler's flags for it. A `v16` is one register, two, or an
- * array. All three add the lanes of a vector in one order (v_sum), and AVX2 and AVX-512 round
+ * CPU_ISA=avx512, avxvnni, avx2 or plain and the compiler's flags for it. A `v16` is one register, two,
+ * or an array. All add the lanes of a vector in one order (v_sum), and AVX2 and AVX-512 round
  * everywhere alike, so those two give the same bits; plain has no fused multiply-add.
  *
  * The names, for each set:
